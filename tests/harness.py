@@ -1,0 +1,147 @@
+"""Runs mtf code on a placement mesh with given weights, and differentiates it.
+"""
+
+import dataclasses
+
+import mesh_tensorflow as mtf
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+CANONICAL_LAYOUT = (
+    "outer_batch:outer,batch:batch,expert_x:batch,expert_y:outer")
+
+
+def mesh_impl(rows=1, columns=1, layout=CANONICAL_LAYOUT):
+  """A placement mesh of outer x batch slices, all on the one CPU."""
+  shape = mtf.convert_to_shape([("outer", rows), ("batch", columns)])
+  return mtf.placement_mesh_impl.PlacementMeshImpl(
+      shape, mtf.convert_to_layout_rules(layout), [""] * shape.size)
+
+
+def variable_dtype(dtype=tf.float32):
+  """Variables in float32, activations in the given type."""
+  return mtf.VariableDType(tf.float32, tf.float32, dtype)
+
+
+def evaluate(build, arrays, weights, impl=None, dtype=tf.float32):
+  """Builds mtf code, lowers it and runs it.
+
+  Args:
+    build: a function from a dict of Tensors to a nest of Tensors.
+    arrays: the inputs, by name: pairs of an array and its Dimensions.
+    weights: a function from a variable's name and shape to its value.
+    impl: a mesh implementation, by default of one slice.
+    dtype: the type of the inputs.
+
+  Returns:
+    the nest, of float32 arrays
+  """
+  with tf.Graph().as_default():
+    graph = mtf.Graph()
+    mesh = mtf.Mesh(graph, "mesh")
+    built = build({
+        name: mtf.cast(mtf.import_fully_replicated(
+            mesh, tf.constant(array, tf.float32), mtf.Shape(dims), name), dtype)
+        for name, (array, dims) in arrays.items()})
+    lowering = mtf.Lowering(
+        graph, {mesh: impl or mesh_impl()}, autostack=False)
+    fetches = tf.nest.map_structure(
+        lambda t: tf.cast(lowering.export_to_tf_tensor(t), tf.float32), built)
+    with tf.Session(config=_quick_to_start()) as session:
+      session.run(tf.global_variables_initializer())
+      for variable in tf.global_variables():
+        variable.load(
+            weights(variable.op.name, variable.shape.as_list()), session)
+      session.run(lowering.copy_masters_to_slices())
+      return session.run(fetches)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What one layer computed.
+
+  Attributes:
+    output: [..., n].
+    loss: scalar.
+    input_gradient: shaped as the inputs.
+    gradients: each variable's gradient, by its name in the layer.
+    variables: each variable's (dimension, size) pairs, by its name.
+  """
+
+  output: np.ndarray
+  loss: np.ndarray
+  input_gradient: np.ndarray
+  gradients: dict[str, np.ndarray]
+  variables: dict[str, tuple]
+
+
+def run_layers(
+    layers, arrays, impl, dtype=tf.float32, seed=0, router_scale=1.0):
+  """Runs layers side by side, with the same weights, and differentiates them.
+
+  Args:
+    layers: functions from a dict of Tensors to (outputs, loss), by name.
+    arrays: the inputs, as for `evaluate`. The one called "inputs" is
+      differentiated.
+    impl: a mesh implementation.
+    dtype: the type of the activations.
+    seed: of the weights, and of the direction in which outputs are
+      differentiated.
+    router_scale: of the routers' weights: small for gates that are nearly
+      equal, large for gates that are nearly zero and one.
+
+  Returns:
+    a `Result` for each layer, by name
+  """
+  variables = {}
+
+  def build(tensors):
+    values = {}
+    for scope, layer in layers.items():
+      with tf.variable_scope(scope):
+        values[scope], variables[scope] = _differentiated(
+            layer, scope, tensors, seed)
+    return values
+
+  def weights(name, shape):
+    local_name = name.partition("/")[2]
+    rng = np.random.default_rng([seed, *local_name.encode()])
+    scale = router_scale if "gating" in name else shape[-2] ** -0.5
+    return rng.normal(size=shape).astype(np.float32) * scale
+
+  values = evaluate(build, arrays, weights, impl, dtype)
+  return {scope: Result(variables=variables[scope], **values[scope])
+          for scope in layers}
+
+
+def _differentiated(layer, scope, tensors, seed):
+  """(the Tensors of a Result by name, the shapes of the layer's variables)."""
+  outputs, loss = layer(tensors)
+  direction = mtf.import_fully_replicated(
+      outputs.mesh,
+      tf.constant(np.random.default_rng(seed).normal(
+          size=outputs.shape.to_integer_list), tf.float32),
+      outputs.shape, "direction")
+  objective = (mtf.reduce_sum(mtf.to_float(outputs) * direction)
+               + mtf.to_float(loss))
+  variables = {v.name[len(scope) + 1:]: v
+               for v in outputs.graph.trainable_variables
+               if v.name.startswith(scope + "/")}
+  input_gradient, *gradients = mtf.gradients(
+      [objective],
+      [tensors["inputs"]] + [v.outputs[0] for v in variables.values()])
+  values = {
+      "output": outputs,
+      "loss": loss,
+      "input_gradient": input_gradient,
+      "gradients": dict(zip(variables, gradients))}
+  shapes = {name: tuple((d.name, d.size) for d in v.shape.dims)
+            for name, v in variables.items()}
+  return values, shapes
+
+
+def _quick_to_start():
+  """A session config that runs a graph as it is, which is used only once."""
+  config = tf.ConfigProto()
+  config.graph_options.rewrite_options.disable_meta_optimizer = True
+  return config
