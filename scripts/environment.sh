@@ -60,13 +60,13 @@ find_python() {
       fail "PYTHON=$PYTHON is not a working $wanted with its venv module."
     fi
     echo "$PYTHON"
-    return
+    return 0
   fi
   local candidate
   while read -r candidate; do
     if [[ -n "$(constraints_of "$(python_version "$candidate")")" ]]; then
       echo "$candidate"
-      return
+      return 0
     fi
   done < <(candidate_pythons)
   fail "found no $wanted. Install one (on Debian and Ubuntu with its" \
@@ -97,7 +97,7 @@ create_environment() {
     elif [[ "$present" != "$version" ]]; then
       reason="it is of Python ${present:-that no longer runs}, not $version"
     else
-      return
+      return 0
     fi
     # Never empty a folder that was something else.
     if [[ ! -e "$VENV/pyvenv.cfg" && -n "$(ls -A "$VENV")" ]]; then
@@ -116,12 +116,20 @@ install_package() {
   local constraints="$1" extras="$2" tensorflow
   tensorflow="$(sed -n 's/^tensorflow-cpu==//p' "$ROOT/$constraints")"
   progress "Installing mtf_moe[$extras] with TensorFlow $tensorflow" \
-    "(the first time this downloads about 400 MB)"
+    "(the first time this downloads some 400 MB)"
   echo "$$" >"$(unfinished_file)"
+  # Without the trap, a Ctrl-C would look like a failure of pip.
+  trap 'exit 130' INT TERM
+  local failed=""
   "$VENV_PYTHON" -m pip install --quiet --disable-pip-version-check \
     --constraint "$ROOT/$constraints" --editable "${ROOT}[$extras]" \
-    || fail "pip failed; see above. Running this script again starts afresh."
+    || failed=yes
+  trap - INT TERM
+  # When pip itself gives up (no network, say), it leaves what was there.
   rm -f "$(unfinished_file)"
+  if [[ -n "$failed" ]]; then
+    fail "pip could not install mtf_moe[$extras]; its message is above."
+  fi
 }
 
 prepare_environment() {

@@ -238,13 +238,18 @@ def test_present_modules_are_left_alone(tmp_path):
     (tmp_path / f"{name}.py").write_text("HERE = True\n")
   found = _json_of("""
       import distutils.version, json
+      import tensorflow as tf
       present = distutils.version
+      has_estimator = hasattr(tf, "estimator")
+      estimator = has_estimator and tf.estimator.__name__
       import mtf_moe.compat
       import distutils.version, pkg_resources, tensorflow_datasets
-      print(json.dumps([distutils.version is present, pkg_resources.HERE,
-                        tensorflow_datasets.HERE]))
+      print(json.dumps([
+          distutils.version is present, pkg_resources.HERE,
+          tensorflow_datasets.HERE,
+          not has_estimator or tf.estimator.__name__ == estimator]))
       """, python_path=[tmp_path])
-  assert found == [True, True, True]
+  assert found == [True, True, True, True]
 
 
 def test_broken_data_sets_package_counts_as_absent(tmp_path):

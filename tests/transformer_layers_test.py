@@ -1,0 +1,241 @@
+"""MoE2D inside mesh_tensorflow's transformers: all modes, on several meshes."""
+
+import functools
+import inspect
+
+import mesh_tensorflow as mtf
+from mesh_tensorflow.transformer import moe
+from mesh_tensorflow.transformer import transformer
+from mesh_tensorflow.transformer import utils
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import mtf_moe
+from tests import gin_config
+from tests import harness
+
+MESHES = [(1, 1), (1, 2), (2, 1), (2, 2)]
+LENGTH = 8
+VOCAB_SIZE = 128
+NO_TOKEN = VOCAB_SIZE  # Decoding runs to the end of the sequence.
+
+TINY = [
+    "num_layers = 1", "d_model = 16", "d_kv = 8", "num_heads = 2",
+    "MoE2D.expert_x = 2", "MoE2D.expert_y = 2", "MoE2D.hidden_size = 16"]
+# Slots for every token at every expert: nothing is dropped, so no token depends
+# on which others are in its group, and neither mesh nor mode make a difference.
+ROOM_FOR_ALL = [
+    "MoE2D.capacity_factor_train = 2.0",
+    "MoE2D.capacity_factor_eval = 2.0",
+    "MoE2D.capacity_factor_second_level = 2.0",
+    "MoE2D.second_policy_train = 'threshold'"]
+
+
+def weights(name, shape):
+  rng = np.random.default_rng(list(name.encode()))
+  if name.endswith("scale"):
+    return np.ones(shape)
+  return rng.normal(size=shape) * (shape[-2] ** -0.5 if len(shape) > 1 else 1.0)
+
+
+def run_model(model_file, mesh, ids, use, bindings=()):
+  """Builds a model on a mesh and evaluates what `use` makes of it.
+
+  Args:
+    model_file: a gin file.
+    mesh: a pair, the mesh's size.
+    ids: a dict of int arrays [outer_batch, batch, length] or [batch, length].
+    use: a function (model, tensors of ids) -> a nest of Tensors.
+    bindings: lines of gin.
+
+  Returns:
+    a nest of arrays
+  """
+  gin_config.parse([model_file], [*TINY, *ROOM_FOR_ALL, *bindings])
+  impl = harness.mesh_impl(*mesh)
+  model = utils.build_model(
+      "lm" if "lm" in model_file else "bitransformer", VOCAB_SIZE, VOCAB_SIZE,
+      layout_rules=impl.layout_rules, mesh_shape=impl.shape)
+  names = ("outer_batch", "batch", "length")
+  arrays = {
+      key: (array, [mtf.Dimension(name, size) for name, size in zip(
+          names[-array.ndim:], array.shape)])
+      for key, array in ids.items()}
+  return harness.evaluate(
+      lambda tensors: use(model, {
+          key: mtf.cast(t, tf.int32) for key, t in tensors.items()}),
+      arrays, weights, impl)
+
+
+def some_ids(*batch_shape):
+  rng = np.random.default_rng(0)
+  return rng.integers(3, VOCAB_SIZE, size=(*batch_shape, LENGTH))
+
+
+def test_parameters_of_the_reference_keep_their_names_and_defaults():
+  theirs = inspect.signature(moe.MoE2D.__init__).parameters
+  ours = inspect.signature(mtf_moe.MoE2D.__init__).parameters
+  assert list(ours)[:len(theirs)] == list(theirs)
+  differing = [name for name in theirs
+               if ours[name].default != theirs[name].default]
+  assert differing == ["second_policy_eval"]
+
+
+def test_other_parameters_have_the_defaults_of_the_one_level_class():
+  theirs = inspect.signature(moe.MoE1D.__init__).parameters
+  ours = inspect.signature(mtf_moe.MoE2D.__init__).parameters
+  for name in ("moe_gating", "min_expert_capacity", "z_loss", "activation",
+               "word_embed_mode", "dropout_rate", "output_dim"):
+    assert ours[name].default == theirs[name].default
+
+
+@functools.cache
+def loss_and_gradients(mesh, mode):
+  """[logits, loss, every variable's gradient] of the tiny model on a mesh."""
+  def use(model, tensors):
+    logits, loss = model.call_simple(
+        inputs=transformer.autoregressive_inputs(tensors["targets"]),
+        targets=tensors["targets"], compute_loss=True, mode=mode,
+        variable_dtype=harness.variable_dtype(), num_microbatches=1)
+    variables = loss.graph.trainable_variables
+    gradients = mtf.gradients([loss], [v.outputs[0] for v in variables])
+    return [logits, loss, *gradients]
+
+  # One group of 8 tokens a slice at the least, on any mesh: then the balancing
+  # loss, a mean over groups, is the same too.
+  return run_model("models/lm_tiny.gin", mesh, {"targets": some_ids(2, 2)}, use,
+                   ["MoE2D.group_size = 8"])
+
+
+@pytest.mark.parametrize("mesh, mode", [
+    ((1, 2), "train"), ((2, 1), "train"), ((2, 2), "train"), ((2, 2), "eval")],
+    ids=str)
+def test_same_loss_and_gradients_on_every_mesh(mesh, mode):
+  expected = loss_and_gradients((1, 1), mode)
+  actual = loss_and_gradients(mesh, mode)
+  for a, e in zip(actual, expected, strict=True):
+    np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5)
+
+
+def teacher_forced(model, tensors):
+  """The likeliest token after every prefix."""
+  logits, _ = model.call_simple(
+      inputs=transformer.autoregressive_inputs(tensors["targets"]),
+      targets=tensors["targets"], compute_loss=False,
+      mode="eval", variable_dtype=harness.variable_dtype())
+  return mtf.argmax(logits, logits.shape.dims[-1])
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_greedy_decoding_continues_with_the_likeliest_token(mesh):
+  prompt = some_ids(4)
+  prompt[:, 3:] = 0
+
+  def decode(model, tensors):
+    return model.sample_autoregressive(
+        tensors["targets"], variable_dtype=harness.variable_dtype(),
+        stop_at_token=NO_TOKEN)
+
+  ids = run_model("models/lm_tiny.gin", mesh, {"targets": prompt}, decode)
+  np.testing.assert_array_equal(ids[:, :3], prompt[:, :3])
+  likeliest = run_model(
+      "models/lm_tiny.gin", (1, 1), {"targets": ids.astype(int)},
+      teacher_forced)
+  np.testing.assert_array_equal(ids[:, 3:], likeliest[:, 3:])
+
+
+def test_sampling_draws_tokens():
+  prompt = some_ids(4)
+  prompt[:, 1:] = 0
+
+  def sample(model, tensors):
+    return model.sample_autoregressive(
+        tensors["targets"], variable_dtype=harness.variable_dtype(),
+        temperature=1.0, stop_at_token=NO_TOKEN)
+
+  ids = run_model("models/lm_tiny.gin", (2, 2), {"targets": prompt}, sample)
+  assert ids.min() >= 0 and ids.max() < VOCAB_SIZE
+  assert len(np.unique(ids[:, 1:])) > 4
+
+
+@functools.cache
+def beams(mesh):
+  """What beam search makes of some inputs on a mesh."""
+  def decode(model, tensors):
+    return model.decode(
+        tensors["inputs"], variable_dtype=harness.variable_dtype(), beam_size=2)
+  return run_model(
+      "models/bitransformer_small.gin", mesh, {"inputs": some_ids(4)}, decode)
+
+
+@pytest.mark.parametrize("mesh", [(1, 2), (2, 2)], ids=str)
+def test_beam_search_finds_the_same_on_every_mesh(mesh):
+  np.testing.assert_array_equal(beams(mesh), beams((1, 1)))
+  assert len(np.unique(beams((1, 1)))) > 4
+
+
+@functools.cache
+def logits_with_word_embeddings(mode):
+  """(logits, loss, depth of both routers) of the tiny model."""
+  depths = []
+
+  def use(model, tensors):
+    logits, loss = model.call_simple(
+        inputs=transformer.autoregressive_inputs(tensors["targets"]),
+        targets=tensors["targets"], compute_loss=True, mode="train",
+        variable_dtype=harness.variable_dtype())
+    depths.extend(v.shape.dims[-2].size for v in loss.graph.trainable_variables
+                  if "gating" in v.name)
+    return [logits, loss]
+
+  logits, loss = run_model(
+      "models/lm_tiny.gin", (1, 1), {"targets": some_ids(2, 2)}, use,
+      [f"MoE2D.word_embed_mode = {mode!r}"])
+  return logits, loss, depths
+
+
+@pytest.mark.parametrize("mode", [
+    "concat", "concat_stop_grad", "add", "add_stop_grad", "embed_only"])
+def test_word_embeddings_reach_both_routers(mode):
+  logits, loss, depths = logits_with_word_embeddings(mode)
+  without, _, depths_without = logits_with_word_embeddings(None)
+  assert depths_without == [16, 16]
+  assert depths == [32 if mode.startswith("concat") else 16] * 2
+  assert np.isfinite(loss)
+  assert np.abs(logits - without).max() > 1e-3
+
+
+def test_a_network_of_ones_own_in_the_experts():
+  def double(inputs, output_dim, expert_dims, hparams, train, variable_dtype):
+    del expert_dims, hparams, train, variable_dtype
+    assert inputs.shape.dims[-1] == output_dim
+    return 2 * inputs
+
+  depth = mtf.Dimension("d_model", 6)
+  dims = [mtf.Dimension("batch", 4), mtf.Dimension("length", 4)]
+  hparams = mtf_moe.MoeHparams(
+      moe_num_experts=(2, 2), moe_second_policy_train="none",
+      moe_capacity_factor_train=2.0, moe_capacity_factor_second_level=2.0)
+
+  def build(tensors):
+    outputs, _ = mtf_moe.transformer_moe_layer_v2(
+        tensors["inputs"], depth, hparams, True, harness.variable_dtype(),
+        experts=double)
+    return outputs
+
+  inputs = np.random.default_rng(0).normal(size=(4, 4, 6))
+  outputs = harness.evaluate(build, {"inputs": (inputs, [*dims, depth])},
+                             weights)
+  # Without second choices, the gate of the first is all of the weight: that of
+  # both choices before the second was left out, at each of the two levels.
+  ratio = outputs / (2 * inputs)
+  np.testing.assert_allclose(
+      ratio, np.broadcast_to(ratio[..., :1], ratio.shape), rtol=1e-4)
+  assert ratio.min() >= 0.25 and ratio.max() <= 1.0
+
+
+def test_ensembles_are_refused():
+  with pytest.raises(NotImplementedError, match=r"Unitransformer.ensemble"):
+    run_model("models/lm_tiny.gin", (1, 1), {"targets": some_ids(2, 2)},
+              teacher_forced, ["Unitransformer.ensemble = 2"])
