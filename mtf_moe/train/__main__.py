@@ -56,6 +56,7 @@ def main(argv):
     for module in FLAGS.module_import:
       importlib.import_module(module)
     _parse_gin()
+    print("checking the configuration", flush=True)
     preflight.check_run(FLAGS.model_dir)
   except (ImportError, OSError, ValueError) as error:
     sys.exit(f"mtf_moe.train: {error}")
@@ -70,7 +71,9 @@ def main(argv):
 def _parse_gin():
   """Reads the configuration: ours below mesh_tensorflow's below the user's."""
   gin.add_config_file_search_path(config_files.directory())
-  gin.parse_config("run.train_model_fn = @mtf_moe.train_model")
+  gin.parse_config(
+      "import mtf_moe.train.progress\n"
+      "run.train_model_fn = @mtf_moe.train_model")
   utils.parse_gin_defaults_and_flags()
 
 

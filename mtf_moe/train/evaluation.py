@@ -55,11 +55,12 @@ def _newest_metrics(model_dir):
   """(step, {metric: value}) of the evaluation that was written last."""
   files = glob.glob(os.path.join(model_dir, "eval_*", "events.out.tfevents.*"))
   newest = max(files, key=os.path.getmtime)
+  results = {}
   for event in tf.train.summary_iterator(newest):
-    if event.HasField("summary"):
-      step = event.step
-      metrics = {value.tag: value.simple_value for value in event.summary.value}
-  return step, metrics
+    metrics = {v.tag: v.simple_value for v in event.summary.value}
+    if "neg_log_perplexity" in metrics:
+      results[event.step] = metrics
+  return max(results.items())
 
 
 def _gzip(data):

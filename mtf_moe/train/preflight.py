@@ -27,27 +27,47 @@ def check_run(model_dir):
     ValueError: if the batch does not fit the mesh, the data cannot be read, a
       layer refuses its parameters, or the checkpoint has other shapes.
   """
+  variables = model_variables()
+  if variables:
+    _check_checkpoint(model_dir, variables)
+
+
+def model_variables():
+  """Builds the model that gin has configured, and checks it on the way.
+
+  Returns:
+    the shapes of its variables, a dict from name to a list of integers; empty
+    where the lengths of sequences, and with them the model, depend on the data
+    of an evaluation.
+
+  Raises:
+    ValueError: as `check_run`, but for the checkpoint.
+  """
   run = gin.get_bindings("utils.run")
-  mode = run.get("mode", "train")
   lengths = run.get("sequence_length")
   if lengths is None:
-    return  # The evaluation finds the lengths in its data.
+    return {}
   if isinstance(lengths, int):
     lengths = {"inputs": lengths, "targets": lengths}
   mesh_shape = mtf.convert_to_shape(run["mesh_shape"])
   layout = mtf.convert_to_layout_rules(run["layout_rules"])
-  batch_dims = _batch_dims(run, lengths, mesh_shape, layout, mode)
-  if mode == "train" and run.get("train_dataset_fn") is not None:
+  batch_dims = _batch_dims(run, lengths, mesh_shape, layout)
+  _check_data(run, lengths)
+  return _variables_of_model(run, lengths, batch_dims, mesh_shape, layout)
+
+
+def _check_data(run, lengths):
+  """Makes the data set of a mode that has one, and throws it away."""
+  mode = run.get("mode", "train")
+  dataset_fn = run.get("train_dataset_fn")
+  if mode in ("train", "perplexity_eval") and dataset_fn is not None:
     with tf.Graph().as_default():
-      run["train_dataset_fn"](
+      dataset_fn(
           sequence_length=lengths, vocabulary=run.get("vocabulary"),
-          dataset_split="train")
-  variables = _model_variables(
-      run, lengths, batch_dims, mesh_shape, layout, mode)
-  _check_checkpoint(model_dir, variables)
+          dataset_split=run.get("dataset_split", "train"))
 
 
-def _batch_dims(run, lengths, mesh_shape, layout, mode):
+def _batch_dims(run, lengths, mesh_shape, layout):
   """The batch Dimensions that the model will see."""
   batch_size = run.get("batch_size", ("tokens_per_replica", 2048))
   if not isinstance(batch_size, int):
@@ -59,7 +79,8 @@ def _batch_dims(run, lengths, mesh_shape, layout, mode):
         f"{batch_size} sequences: set it to a positive number.")
   outer = gin.get_bindings("tpu_estimator_model_fn").get("outer_batch_size", 1)
   split = levels.MeshSplit(layout, mesh_shape)
-  if mode not in ("train", "perplexity_eval") or not outer:
+  has_outer_batch = run.get("mode", "train") in ("train", "perplexity_eval")
+  if not (has_outer_batch and outer):
     dims = [mtf.Dimension("batch", batch_size)]
   else:
     if batch_size % outer:
@@ -76,7 +97,7 @@ def _batch_dims(run, lengths, mesh_shape, layout, mode):
   return dims
 
 
-def _model_variables(run, lengths, batch_dims, mesh_shape, layout, mode):
+def _variables_of_model(run, lengths, batch_dims, mesh_shape, layout):
   """The model's variables, as a dict from name to a list of sizes."""
   vocabulary = run.get("vocabulary")
   model_type = run.get("model_type", "bitransformer")
@@ -100,8 +121,7 @@ def _model_variables(run, lengths, batch_dims, mesh_shape, layout, mode):
                 else ids("inputs")),
         targets=ids("targets"),
         compute_loss=True,
-        mode=(tf.estimator.ModeKeys.TRAIN if mode == "train"
-              else tf.estimator.ModeKeys.EVAL),
+        mode="train" if run.get("mode", "train") == "train" else "eval",
         variable_dtype=utils.get_variable_dtype())
     return {variable.name: variable.shape.to_integer_list
             for variable in graph.all_variables}

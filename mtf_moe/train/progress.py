@@ -9,6 +9,8 @@ from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 import tqdm
 
+from mtf_moe import compat
+
 # "step 120 of 900, loss 2.345, 8,123 tokens/s, 1:34 left"
 _LINE = "step {n_fmt} of {total_fmt}{postfix}, {remaining} left"
 
@@ -40,6 +42,8 @@ def train_model(
     raise ValueError(
         f"train_model.max_minutes = {max_minutes!r} must be above 0: set it to "
         "the minutes you have, or to None for no limit.")
+  print("building the graph", flush=True)
+  compat.skip_graph_optimizer(estimator)
   _keep_previous_config(estimator.model_dir)
   hooks = [_ProgressHook(
       train_steps, batch_size * sequence_length["targets"], seconds_per_line)]
@@ -91,6 +95,7 @@ class _ProgressHook(tf.train.SessionRunHook):
     self._bar = tqdm.tqdm(
         total=self._total_steps, initial=first_step, bar_format=_LINE,
         miniters=1, mininterval=0.5 if in_terminal else self._seconds_per_line,
+        delay=1e-9,  # Nothing to show before the first step.
         file=sys.stdout if in_terminal else _Lines())
 
   def before_run(self, run_context):

@@ -11,6 +11,7 @@ A configuration binds the files once, on `TextFiles`:
 """
 
 import dataclasses
+import functools
 import math
 
 import gin
@@ -188,6 +189,8 @@ class _EncodedPart:
     return np.concatenate(self.ids) if self.ids else np.zeros([0], np.int32)
 
 
+# A run asks several times: for its checks, its number of steps, its data.
+@functools.lru_cache(maxsize=2)
 def _encode_parts(files, vocabulary, length):
   """Reads, encodes and checks both parts, whichever of them is wanted.
 

@@ -60,13 +60,21 @@ class TextFiles:
       not even fill one is more often a mistake in `glob` than intended.
 
   Raises:
-    ValueError: when built, if `held_out` is neither a pattern nor a fraction.
+    ValueError: when built, if `glob` is no pattern, or `held_out` is neither a
+      pattern nor a fraction.
   """
   glob: str | Sequence[str] = gin.REQUIRED
   held_out: str | float = 0.1
   allow_short_files: bool = False
 
   def __post_init__(self):
+    if isinstance(self.glob, list):
+      # What gin gives for several patterns, but this object must be hashable.
+      object.__setattr__(self, "glob", tuple(self.glob))
+    if not self.glob or not isinstance(self.glob, str | tuple):
+      raise ValueError(
+          f"TextFiles.glob={self.glob!r} names no file. Give a pattern such as "
+          "'text/*.txt', or a list of patterns.")
     if isinstance(self.held_out, str) and self.held_out:
       return
     if isinstance(self.held_out, float) and 0.0 < self.held_out < 1.0:
@@ -101,7 +109,7 @@ def read_documents(patterns, parameter):
     parameter: what the user calls `patterns`, for error messages.
 
   Returns:
-    A non-empty list of `Document`, one a file, sorted by path.
+    A list of `Document`, one a file, sorted by path.
 
   Raises:
     ValueError: a pattern matches no file, or names a package that is not
@@ -126,10 +134,6 @@ def _find_files(patterns, parameter):
           f"{os.path.abspath(path_pattern)}). Correct the path or the pattern; "
           "a relative one starts at the current directory.")
     found.update(paths)
-  if not found:
-    raise ValueError(
-        f"{parameter}={patterns!r} names no file. Give a pattern such as "
-        "'text/*.txt', or a list of patterns.")
   return sorted(found)
 
 

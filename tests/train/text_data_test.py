@@ -101,6 +101,12 @@ def test_each_pass_has_every_window_in_a_new_order(write):
   assert _targets(files, "train", 4, shuffle_seed=1) != first
 
 
+def test_held_out_windows_come_in_the_order_of_the_text(write):
+  files = TextFiles(write(f1="train", f2="abcdefabcdef"), held_out="f2*")
+  assert _targets(files, "validation", 2) == [
+      [A, B], [C, D], [E, F], [A, B], [C, D], [E, F], [EOS, 0]]
+
+
 class _Estimator:
   """Has a checkpoint of a given step, and records batches, not training."""
 
@@ -274,7 +280,9 @@ def test_impossible_divisions(write, held_out, message):
 @pytest.mark.parametrize(("pattern", "message"), [
     ("nothing/*.txt", r"TextFiles\.glob='nothing/\*\.txt' matches no file.*"
                       r"current directory"),
-    ([], r"TextFiles\.glob=\[\] names no file"),
+    ("", r"TextFiles\.glob='' names no file"),
+    ([], r"TextFiles\.glob=\(\) names no file"),
+    (1815, r"TextFiles\.glob=1815 names no file"),
     ("package:no_such_package/*.txt", "'no_such_package', which is not inst"),
     ("package:/etc/*.txt", "package '', which is not installed"),
     ("package:mtf_moe/*.nothing", "matches no file"),

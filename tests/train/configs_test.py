@@ -1,0 +1,91 @@
+"""Every gin file that comes with the package is read, and its model built."""
+
+import glob
+import os
+import re
+
+import gin
+import pytest
+
+from mtf_moe.train import config_files
+from mtf_moe.train import preflight
+from mtf_moe.train import vocabulary
+from tests import gin_config
+
+# What a file is completed with where it is a part of a configuration.
+MODEL = "models/lm_small.gin"
+MESH = "meshes/cpu_2x2.gin"
+DATA = "data/bytes.gin"
+
+
+def files_of(kind):
+  """Names such as models/lm_tiny.gin, of the files in one folder."""
+  found = glob.glob(os.path.join(config_files.directory(), kind, "*.gin"))
+  assert found
+  return sorted(os.path.join(kind, os.path.basename(path)) for path in found)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+  """A directory with a text file and a SentencePiece model of it."""
+  pytest.importorskip("sentencepiece")
+  directory = tmp_path_factory.mktemp("text")
+  path = directory / "text.txt"
+  path.write_text("It was the best of times, it was the worst of times. " * 400)
+  vocabulary.train_sentencepiece(
+      str(path), str(directory / "text.model"), vocab_size=290)
+  return directory
+
+
+def check(files, text, *bindings, model_dir="no_model"):
+  """Reads the files and makes the checks of a run, which build the model."""
+  gin_config.parse(files, [
+      f"TextFiles.glob = '{text}/text.txt'",
+      "TextFiles.held_out = 0.2",
+      f"SentencePieceVocabulary.path = '{text}/text.model'",
+      *bindings])
+  preflight.check_run(model_dir)
+
+
+@pytest.mark.parametrize("file", files_of("models"))
+def test_models(file, text):
+  check([file, MESH, DATA], text)
+  assert gin.query_parameter("MoE2D.expert_x") >= 2
+
+
+@pytest.mark.parametrize("file", files_of("meshes"))
+def test_meshes(file, text):
+  size = re.search(r"_(\d+)", file)
+  if not size:
+    return gin_config.parse([file])  # What others share.
+  size = int(size.group(1))
+  check([MODEL, file, DATA], text,
+        f"MoE2D.expert_x = {max(size, 2)}", f"MoE2D.expert_y = {max(size, 2)}",
+        f"batch_size = {size * size}")
+  assert gin.query_parameter("run.mesh_shape") == f"outer:{size},batch:{size}"
+
+
+@pytest.mark.parametrize("file", files_of("data"))
+def test_data(file, text):
+  # Some say which text, and leave to others what it is cut into.
+  rest = [] if "singleton.constructor" in text_of(file) else [DATA]
+  check([MODEL, MESH, file, *rest], text)
+
+
+@pytest.mark.parametrize("file", files_of("runs"))
+def test_runs(file, text):
+  # Some are added to those that the model was trained with.
+  base = [] if "include" in text_of(file) else [MODEL, MESH, DATA]
+  check([*base, file], text)
+
+
+def text_of(file):
+  with open(os.path.join(config_files.directory(), file)) as f:
+    return f.read()
+
+
+@pytest.mark.parametrize(
+    "file", [f for kind in ("models", "meshes", "data", "runs")
+             for f in files_of(kind)])
+def test_a_header_says_what_the_file_is_for(file):
+  assert text_of(file).startswith("# ")
