@@ -12,6 +12,7 @@ and none switches to TF1 behaviour: a program that builds mesh_tensorflow
 graphs calls `tf.compat.v1.disable_v2_behavior()` itself.
 """
 
+import functools
 import importlib
 import importlib.machinery
 import importlib.util
@@ -38,6 +39,9 @@ _REMOVED_ESTIMATOR_MODULES = {
 
 def _import_tensorflow():
   """Returns the tensorflow module, or says how to install it."""
+  # Read once, at the import. TensorFlow's remarks on the processor are no news
+  # to the user of a program; its warnings and errors stay.
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
   try:
     import tensorflow
     return tensorflow
@@ -292,23 +296,31 @@ def silence_print_op():
   mesh_tensorflow prints the loss of every training step with it, as a raw line
   on standard error, and offers no way to turn that off.
   """
-  tf = importlib.import_module("tensorflow.compat.v1")
-  tf.Print = lambda input_, data, *unused_args, **unused_kwargs: input_
+  def identity(input_, *unused_args, **unused_kwargs):
+    return input_
+
+  tf.compat.v1.Print = identity
 
 
-def skip_graph_optimizer(estimator):
-  """Lets an Estimator run its graphs as they are built.
+def skip_graph_optimizer():
+  """Lets mesh_tensorflow run graphs on a CPU as they are built, from now on.
 
   The placement mesh has thousands of small operations for each layer, and
-  optimizing them takes longer than it saves: about 20 seconds before the first
-  step of a small model. mesh_tensorflow turns the optimizer off on TPUs only
+  optimizing them takes longer than it saves: some 20 seconds before the first
+  step of a small model. mesh_tensorflow turns the optimizer off on TPUs only,
   and takes no session configuration.
-
-  Args:
-    estimator: a tf.estimator.Estimator that has not run yet.
   """
-  options = estimator._session_config.graph_options.rewrite_options
-  options.disable_meta_optimizer = True
+  utils = importlib.import_module("mesh_tensorflow.transformer.utils")
+  get_estimator = utils.get_estimator
+
+  @functools.wraps(get_estimator)
+  def get_quick_estimator(**kwargs):
+    estimator = get_estimator(**kwargs)
+    options = estimator._session_config.graph_options.rewrite_options
+    options.disable_meta_optimizer = True
+    return estimator
+
+  utils.get_estimator = get_quick_estimator
 
 
 def _apply():

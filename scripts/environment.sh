@@ -2,11 +2,13 @@
 #
 # What the caller may set before:
 #   EXTRAS   extras of setup.py to install next to "cpu", comma-separated
+#   ONLY_FIND_PYTHON=yes   to define find_python, and prepare nothing
 # What a person may set:
 #   PYTHON   the Python to use: 3.11, 3.12 or 3.13
 #   VENV     where to put the environment; .venv in the checkout by default
-#   MTF_MOE_SET=floor   the oldest supported TensorFlow (needs Python 3.11;
-#                       goes into .venv-floor by default)
+#   MTF_MOE_SET=floor     the oldest supported TensorFlow (Python 3.11)
+#   MTF_MOE_SET=forward   the newest (Python 3.12 or 3.13)
+#                         These go into .venv-floor, .venv-forward by default.
 #
 # Afterwards VENV_PYTHON is the environment's Python and ROOT the checkout.
 # The second time, this takes a fraction of a second: a stamp in the
@@ -36,8 +38,8 @@ constraints_of() {
   case "${MTF_MOE_SET:-default}:$1" in
     floor:3.11) echo constraints/py311-floor.txt ;;
     default:3.11) echo constraints/py311.txt ;;
-    default:3.12) echo constraints/py312.txt ;;
-    default:3.13) echo constraints/py313.txt ;;
+    default:3.12 | forward:3.12) echo constraints/py312.txt ;;
+    default:3.13 | forward:3.13) echo constraints/py313.txt ;;
   esac
 }
 
@@ -52,9 +54,10 @@ candidate_pythons() {
 # Prints the Python to use, or explains why there is none.
 find_python() {
   local wanted="Python 3.11, 3.12 or 3.13"
-  if [[ "${MTF_MOE_SET:-}" == floor ]]; then
-    wanted="Python 3.11"
-  fi
+  case "${MTF_MOE_SET:-}" in
+    floor) wanted="Python 3.11" ;;
+    forward) wanted="Python 3.12 or 3.13" ;;
+  esac
   if [[ -n "${PYTHON:-}" ]]; then
     if [[ -z "$(constraints_of "$(python_version "$PYTHON")")" ]]; then
       fail "PYTHON=$PYTHON is not a working $wanted with its venv module."
@@ -135,8 +138,11 @@ install_package() {
 prepare_environment() {
   case "${MTF_MOE_SET:-default}" in
     default) VENV="${VENV:-$ROOT/.venv}" ;;
-    floor) VENV="${VENV:-$ROOT/.venv-floor}" ;;
-    *) fail "MTF_MOE_SET=$MTF_MOE_SET is unknown: it is default or floor." ;;
+    floor | forward) VENV="${VENV:-$ROOT/.venv-$MTF_MOE_SET}" ;;
+    *)
+      fail "MTF_MOE_SET=$MTF_MOE_SET is unknown: it is default, floor or" \
+        "forward."
+      ;;
   esac
   VENV_PYTHON="$VENV/bin/python"
 
@@ -163,4 +169,6 @@ prepare_environment() {
   fi
 }
 
-prepare_environment
+if [[ -z "${ONLY_FIND_PYTHON:-}" ]]; then
+  prepare_environment
+fi

@@ -73,11 +73,7 @@ mtf_moe_train ${STEPS:+--gin_param="run.train_steps = $STEPS"}
 progress "Continuing the prompt"
 printf '%s\n' "$PROMPT" >"$MODEL_DIR/prompt.txt"
 mtf_moe_train --gin_file=runs/sample.gin \
-  --gin_param="decode_from_file.input_filename = '$MODEL_DIR/prompt.txt'" \
-  --gin_param="decode_from_file.output_filename = '$MODEL_DIR/sample.txt'"
-# The newest is that of the newest checkpoint.
-SAMPLE="$(find "$MODEL_DIR" -name 'sample.txt-*' | sort -V | tail -n 1)"
-printf '\n%s%s\n\n' "$PROMPT" "$(cat "$SAMPLE")"
+  --gin_param="continue_prompts.prompts = '$MODEL_DIR/prompt.txt'"
 
 progress "Measuring on the addresses from 2000 on"
 mtf_moe_train --gin_file=runs/perplexity.gin

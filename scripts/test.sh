@@ -17,14 +17,24 @@ TensorFlow into it. Tests run in as many processes as there are cores.
 
   PYTHON=python3.12 scripts/test.sh        with this Python
   MTF_MOE_SET=floor scripts/test.sh        on the oldest supported TensorFlow
+  MTF_MOE_SET=forward scripts/test.sh      on the newest
+  scripts/test.sh --find_python            only says which Python it would use
   VENV=/some/place scripts/test.sh         with the environment there
 HELP
   exit
 fi
 
+if [[ "${1:-}" == --find_python ]]; then
+  ONLY_FIND_PYTHON=yes
+fi
 EXTRAS="test"
 # shellcheck source=scripts/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+if [[ -n "${ONLY_FIND_PYTHON:-}" ]]; then
+  find_python
+  exit
+fi
 
 cd "$ROOT"
 if (($# == 0)); then

@@ -341,3 +341,41 @@ def test_missing_estimator_package_says_what_to_install():
   last_line = result.stderr.strip().splitlines()[-1]
   assert last_line.startswith("ImportError: TensorFlow 2.")
   assert "pip install tensorflow-estimator==2.15.0" in last_line
+
+
+# What the command line turns off.
+
+
+def test_print_op_is_silent():
+  printed = _json_of("""
+      import json
+      from mtf_moe import compat
+      import tensorflow.compat.v1 as tf
+      tf.disable_v2_behavior()
+      compat.silence_print_op()
+      x = tf.constant(1.5)
+      print(json.dumps(tf.Print(x, [x], "never shown") is x))
+  """)
+  assert printed is True
+
+
+def test_graphs_run_as_they_are_built():
+  before, after = _json_of("""
+      import json
+      from mtf_moe import compat
+      from mesh_tensorflow.transformer import utils
+      import tensorflow.compat.v1 as tf
+
+      def get_estimator(model_dir):
+        return tf.estimator.Estimator(lambda features: None, model_dir)
+
+      def disabled():
+        config = utils.get_estimator(model_dir="none")._session_config
+        return config.graph_options.rewrite_options.disable_meta_optimizer
+
+      utils.get_estimator = get_estimator
+      before = disabled()
+      compat.skip_graph_optimizer()
+      print(json.dumps([before, disabled()]))
+  """)
+  assert (before, after) == (False, True)

@@ -61,6 +61,7 @@ def main(argv):
   except (ImportError, OSError, ValueError) as error:
     sys.exit(f"mtf_moe.train: {error}")
   _save_command(FLAGS.model_dir)
+  compat.skip_graph_optimizer()
   utils.run(
       tpu_job_name=FLAGS.tpu_job_name, tpu=FLAGS.tpu,
       gcp_project=FLAGS.gcp_project, tpu_zone=FLAGS.tpu_zone,

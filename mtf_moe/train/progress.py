@@ -9,8 +9,6 @@ from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 import tqdm
 
-from mtf_moe import compat
-
 # "step 120 of 900, loss 2.345, 8,123 tokens/s, 1:34 left"
 _LINE = "step {n_fmt} of {total_fmt}{postfix}, {remaining} left"
 
@@ -43,7 +41,6 @@ def train_model(
         f"train_model.max_minutes = {max_minutes!r} must be above 0: set it to "
         "the minutes you have, or to None for no limit.")
   print("building the graph", flush=True)
-  compat.skip_graph_optimizer(estimator)
   _keep_previous_config(estimator.model_dir)
   hooks = [_ProgressHook(
       train_steps, batch_size * sequence_length["targets"], seconds_per_line)]
@@ -116,9 +113,14 @@ class _ProgressHook(tf.train.SessionRunHook):
 class _Lines:
   """Where lines cannot be redrawn: each state of a bar in a line of its own."""
 
+  def __init__(self):
+    self._last = ""
+
   def write(self, text):
-    if text.strip():
-      print(text.strip(), flush=True)
+    line = text.strip()
+    if line and line != self._last:
+      print(line, flush=True)
+      self._last = line
 
   def flush(self):
     pass

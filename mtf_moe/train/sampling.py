@@ -1,0 +1,61 @@
+"""Continues prompts with a trained model."""
+
+import gin
+from mesh_tensorflow.transformer import utils
+import tensorflow.compat.v1 as tf
+
+
+@gin.configurable(module="mtf_moe")
+def continue_prompts(
+    estimator, vocabulary, model_type, batch_size, sequence_length,
+    checkpoint_path, prompts=gin.REQUIRED, output_filename=None):
+  """Prints each prompt with what the model makes of it.
+
+  For `infer_model.decode_fn`, in place of mesh_tensorflow's decode_from_file,
+  which writes the text of a vocabulary that decodes in the graph as Python
+  would show its bytes, and to a file only.
+
+  Args:
+    estimator: a TPUEstimator.
+    vocabulary: a Vocabulary, or a pair of them.
+    model_type: a string, as in `run`.
+    batch_size: an integer, prompts at a time.
+    sequence_length: a dict from feature to integer.
+    checkpoint_path: a string.
+    prompts: a list of strings, or the path of a text file with one a line.
+    output_filename: an optional string: write the texts to this file as well,
+      with the step of the checkpoint added to its name.
+
+  Raises:
+    ValueError: if there is no prompt.
+  """
+  if isinstance(prompts, str):
+    prompts = utils.get_inputs_from_file(prompts)
+  if not prompts:
+    raise ValueError(
+        f"continue_prompts.prompts = {prompts!r} has no prompt: give a list of "
+        "strings, or a text file with one a line.")
+  ids = utils.encode_inputs(
+      prompts, vocabulary, model_type, batch_size, sequence_length["inputs"])
+
+  def input_fn(params):
+    del params
+    dataset = tf.data.Dataset.from_tensor_slices({"inputs": ids})
+    return dataset.batch(batch_size, drop_remainder=True)
+
+  decoded = utils.decode(
+      estimator, input_fn, vocabulary, checkpoint_path=checkpoint_path)
+  # The last batch is filled up with copies of the first prompt.
+  texts = [prompt + _as_string(continuation)
+           for prompt, continuation in zip(prompts, list(decoded))]
+  for text in texts:
+    print(f"\n{text}\n", flush=True)
+  if output_filename is not None:
+    step = utils.get_step_from_checkpoint_path(checkpoint_path)
+    with tf.io.gfile.GFile(f"{output_filename}-{step}", "w") as f:
+      f.write("\n\n".join(texts) + "\n")
+
+
+def _as_string(text):
+  """What was decoded in the graph is bytes."""
+  return text.decode("utf-8") if isinstance(text, bytes) else text

@@ -1,0 +1,217 @@
+"""Breaks each rule of the layer's semantics, and sees that a test notices.
+
+    python scripts/check_mutations.py [--only=RULE]
+
+Every mutation changes a line or two in a copy of the package and runs the
+tests that should fail there. A mutation that no test notices is an error. The
+rules are those that numerical equality with mesh_tensorflow's layer hangs on:
+
+   1 float32 gating           7 second-place loss     13 casts of the loss
+   2 ties, gradient           8 microbatches          14 slot importance
+   3 first choices            9 policies              15 capacities
+   4 second mask             10 positions             16 contiguous groups
+   5 normalization           11 dropping              17 whole groups a slice
+   6 balancing loss          12 dispatch and combine
+"""
+
+import argparse
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+TOP_2 = "gating/top_2.py"
+ROUTING = "gating/routing.py"
+LOSSES = "gating/losses.py"
+
+BY_HAND = ["tests/gating"]
+GROUPING = ["tests/grouping_test.py"]
+ORACLE = ["tests/oracle", "-k", "policies"]
+SPECIAL = ["tests/oracle", "-k", "special"]
+MESHES = ["tests/oracle", "-k", "meshes"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+  """One change and the tests that should notice it."""
+
+  rule: int
+  what: str
+  file: str
+  old: str
+  new: str
+  tests: list
+
+
+MUTATIONS = [
+    Mutation(1, "logits in the type of the inputs", TOP_2,
+             "mtf.to_float(inputs)", "mtf.cast(inputs, inputs.dtype)", ORACLE),
+    Mutation(1, "a bias", TOP_2, "use_bias=False", "use_bias=True", ORACLE),
+    Mutation(2, "ties to the highest index", TOP_2,
+             "mtf.top_1(gates, experts_dim)",
+             "mtf.top_1(gates + 1e-6 * mtf.range(gates.mesh, experts_dim, "
+             "gates.dtype), experts_dim)", BY_HAND),
+    Mutation(2, "no gradient through the first gate", TOP_2,
+             "  gates_left = gates * (1.0 - mask_1)",
+             "  gate_1 = mtf.stop_gradient(gate_1)\n"
+             "  gates_left = gates * (1.0 - mask_1)", ORACLE),
+    Mutation(3, "first mask at any importance", TOP_2,
+             "mask_1 * full, gate_1", "mask_1, gate_1", BY_HAND),
+    Mutation(3, "first gate at any importance", TOP_2,
+             "gate_1 * full,", "gate_1,", BY_HAND),
+    Mutation(3, "density proxy at any importance", TOP_2,
+             "gates * full", "gates", BY_HAND),
+    Mutation(4, "second choices of padding", TOP_2,
+             "mtf.greater(importance, 0.0)", "mtf.greater(importance, -1.0)",
+             BY_HAND),
+    Mutation(5, "gates not normalized", TOP_2,
+             "gate_1 / total, gate_2 / total", "gate_1, gate_2", BY_HAND),
+    Mutation(5, "normalized over the choices in use", TOP_2,
+             "  return routing.Routing(",
+             "  used = gate_1 + gate_2 * mtf.reduce_sum(\n"
+             "      mask_2, reduced_dim=experts_dim)\n"
+             "  gate_1, gate_2 = gate_1 / used, gate_2 / used\n"
+             "  return routing.Routing(", ORACLE),
+    Mutation(6, "mean of the product", LOSSES,
+             "mtf.reduce_mean(density * density_proxy)",
+             "mtf.reduce_mean(mask * gates)", BY_HAND),
+    Mutation(6, "not times the square of the experts", LOSSES,
+             "experts_dim.size ** 2", "experts_dim.size", BY_HAND),
+    Mutation(6, "unimportant tokens left out of the mean", TOP_2,
+             "  z_loss = None\n",
+             "  if importance is not None:\n"
+             "    balance_loss /= mtf.square(mtf.reduce_mean(full))\n"
+             "  z_loss = None\n", BY_HAND),
+    Mutation(7, "counts in full", TOP_2, "+= 0.5 *", "+= 1.0 *", BY_HAND),
+    Mutation(7, "gates left not normalized", LOSSES,
+             "return gates_left / (total + EPSILON)", "return gates_left",
+             BY_HAND),
+    Mutation(7, "proxy masked by importance", TOP_2,
+             "losses.without_first_choice(gates_left, experts_dim)",
+             "losses.without_first_choice(gates_left, experts_dim)"
+             " * (1.0 if importance is None else full)", BY_HAND),
+    Mutation(8, "not divided by microbatches", TOP_2,
+             "balance_loss /= num_microbatches",
+             "balance_loss /= 1", BY_HAND),
+    Mutation(8, "only the first loss divided", TOP_2,
+             "balance_loss += 0.5 *",
+             "balance_loss += (num_microbatches or 1) * 0.5 *", BY_HAND),
+    Mutation(9, "at the threshold is enough", TOP_2,
+             "mtf.greater(gate, threshold)",
+             "mtf.greater_equal(gate, threshold)", BY_HAND),
+    Mutation(9, "drawn at the probability is enough", TOP_2,
+             "mtf.less(drawn", "mtf.less_equal(drawn", BY_HAND),
+    Mutation(9, "no floor below the threshold", TOP_2,
+             "max(threshold, 1e-9)", "max(threshold, 1.0)", BY_HAND),
+    Mutation(9, "one number for every expert", TOP_2,
+             "mtf.random_uniform(gate.mesh, gate.shape)",
+             "mtf.random_uniform(mask.mesh, mask.shape)", BY_HAND),
+    Mutation(10, "inclusive count", ROUTING, "exclusive=True",
+             "exclusive=False", BY_HAND),
+    Mutation(10, "second choices not behind the first", ROUTING,
+             "position += filled", "position += 0 * filled", BY_HAND),
+    Mutation(11, "one slot too many", ROUTING, "mtf.less(position",
+             "mtf.less_equal(position", BY_HAND),
+    Mutation(11, "the first weight takes the rest", TOP_2,
+             "[gate_1, gate_2], [mask_1",
+             "[gate_1 + gate_2 * (1.0 - mtf.reduce_sum("
+             "mask_2, reduced_dim=experts_dim)), gate_2], [mask_1", ORACLE),
+    Mutation(12, "dispatch from the weights in float32", TOP_2,
+             "routing.dispatch_tensor(combine), combine",
+             "mtf.cast(routing.dispatch_tensor(routed.combine_tensor("
+             "routed.balance_loss.dtype)), inputs.dtype), combine", BY_HAND),
+    Mutation(12, "a gate of zero holds no slot", TOP_2,
+             "  policy, threshold =",
+             "  mask_2 *= mtf.to_float(mtf.greater(gate_2, 0.0))\n"
+             "  policy, threshold =", BY_HAND),
+    Mutation(12, "a gradient through dispatch", ROUTING,
+             "mtf.cast(mtf.not_equal(combine_tensor, 0), combine_tensor.dtype)",
+             "mtf.cast(mtf.not_equal(combine_tensor, 0), combine_tensor.dtype)"
+             " + combine_tensor - mtf.stop_gradient(combine_tensor)", BY_HAND),
+    Mutation(13, "losses added before they are cast", "layer.py",
+             "hparams.moe_loss_coef * mtf.add_n(\n"
+             "      [mtf.cast(routed.balance_loss, dtype) for routed in "
+             "routings])",
+             "mtf.cast(hparams.moe_loss_coef * mtf.add_n(\n"
+             "      [routed.balance_loss for routed in routings]), dtype)",
+             ORACLE),
+    Mutation(14, "half is enough", "layer.py",
+             "mtf.greater(weights, 0.5)", "mtf.greater_equal(weights, 0.5)",
+             SPECIAL),
+    Mutation(14, "from the weights in float32", "dispatch.py",
+             "        self._combine_tensor,\n        output_shape",
+             "        self._exact,\n        output_shape", SPECIAL),
+    Mutation(15, "rounded to the nearest", "grouping.py",
+             "int(group_size * capacity_factor / num_experts)",
+             "round(group_size * capacity_factor / num_experts)", GROUPING),
+    Mutation(15, "the minimum no more than the group", "grouping.py",
+             "max(min(group_size, even_share), min_capacity)",
+             "min(group_size, max(even_share, min_capacity))", GROUPING),
+    Mutation(15, "the first level's factor at the second", "levels.py",
+             "group_size, hparams.moe_capacity_factor_second_level",
+             "group_size, hparams.capacity_factor(train)", ORACLE),
+    Mutation(16, "groups of every n-th token", "layer.py",
+             "tokens = mtf.reshape(inputs, outer.token_dims + [m])",
+             "tokens = mtf.transpose(mtf.reshape(inputs, [a0, "
+             "outer.group_size, outer.groups, m]), outer.token_dims + [m])",
+             ORACLE),
+    Mutation(17, "groups at level one whatever the mesh", "levels.py",
+             "hparams.moe_group_size, mesh.ways(b1)",
+             "hparams.moe_group_size, 1", MESHES),
+    Mutation(17, "groups at level two whatever the mesh", "levels.py",
+             "hparams.moe_group_size, mesh.ways(a0)",
+             "hparams.moe_group_size, 1", MESHES),
+]
+
+
+def caught(mutation):
+  """Whether the tests fail with the mutation, in a copy of the checkout."""
+  with tempfile.TemporaryDirectory() as copy:
+    for name in ("mtf_moe", "tests", "configs", "pyproject.toml"):
+      source = os.path.join(ROOT, name)
+      (shutil.copytree if os.path.isdir(source) else shutil.copy)(
+          source, os.path.join(copy, name))
+    path = os.path.join(copy, "mtf_moe", mutation.file)
+    with open(path) as f:
+      text = f.read()
+    if text.count(mutation.old) != 1:
+      sys.exit(f"{mutation.file} has {text.count(mutation.old)} times, not "
+               f"once: {mutation.old}")
+    text = text.replace(mutation.old, mutation.new)
+    if "self._exact" in mutation.new:
+      text = text.replace(
+          "    self._experts_dim =",
+          "    self._exact = routed.combine_tensor("
+          "routed.balance_loss.dtype)\n    self._experts_dim =")
+    with open(path, "w") as f:
+      f.write(text)
+    finished = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-n", "2",
+         "-p", "no:cacheprovider", *mutation.tests],
+        cwd=copy, env={**os.environ, "PYTHONPATH": copy}, capture_output=True,
+        text=True, check=False)
+    if finished.returncode not in (0, 1):
+      sys.exit(finished.stdout + finished.stderr)
+    return finished.returncode == 1
+
+
+def main():
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser.add_argument("--only", type=int, help="the rule to break")
+  only = parser.parse_args().only
+  missed = 0
+  for mutation in MUTATIONS:
+    if only in (None, mutation.rule):
+      verdict = "caught" if caught(mutation) else "MISSED"
+      missed += verdict == "MISSED"
+      print(f"{verdict}  rule {mutation.rule:2}: {mutation.what}", flush=True)
+  sys.exit(f"{missed} mutations were missed" if missed else None)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,125 @@
+"""The command line, as a user runs it: trains, is stopped, resumes, evaluates.
+"""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import tensorflow.compat.v1 as tf
+
+from mtf_moe.train import sampling
+
+# Small enough for seconds, with a mesh of four slices.
+SETTINGS = [
+    "TextFiles.held_out = 0.2", "batch_size = 4", "sequence_length = 16",
+    "d_model = 16", "num_layers = 1", "MoE2D.hidden_size = 16",
+    "run.save_checkpoints_steps = 2", "train_model.seconds_per_line = 0.001"]
+FILES = ["runs/tiny.gin", "meshes/cpu_2x2.gin"]
+
+
+def run(directory, *bindings, files=(), check=True):
+  """Runs the program on the text in a directory; returns what it did."""
+  arguments = [f"--gin_file={file}" for file in [*FILES, *files]]
+  arguments += [f"--gin_param={binding}" for binding in [
+      f"TextFiles.glob = '{directory}/text.txt'", *SETTINGS, *bindings]]
+  return subprocess.run(
+      [sys.executable, "-m", "mtf_moe.train",
+       f"--model_dir={directory}/model", *arguments],
+      capture_output=True, text=True, check=check)
+
+
+@pytest.fixture
+def directory(tmp_path):
+  lines = [f"{i} bottles of beer on the wall, {i} bottles of beer.\n"
+           for i in range(99, 20, -1)]
+  (tmp_path / "text.txt").write_text("".join(lines))
+  return tmp_path
+
+
+def test_trains_resumes_and_evaluates(directory):
+  model = directory / "model"
+
+  # Trains, and says how far, in a line that a person can read.
+  first = run(directory, "run.train_steps = 4")
+  lines = first.stdout.splitlines()
+  assert lines[:2] == ["checking the configuration", "building the graph"]
+  assert re.fullmatch(
+      r"step 4 of 4, loss \d\.\d{3}, [\d,]+ tokens/s, 00:00 left", lines[-1])
+  assert len(lines) <= 6
+  assert "step, tf_loss" not in first.stderr
+  assert "INFO" not in first.stderr
+  assert tf.train.latest_checkpoint(str(model)).endswith("model.ckpt-4")
+  assert "--gin_file=runs/tiny.gin" in (model / "command").read_text()
+  config = (model / "operative_config.gin").read_text()
+  assert "MoE2D.expert_x = 2" in config and "run.train_steps = 4" in config
+
+  # Goes on from there, and loses nothing that was written.
+  second = run(directory, "run.train_steps = 6")
+  assert "resuming at step 4" in second.stdout
+  assert "step 6 of 6" in second.stdout.splitlines()[-1]
+  assert tf.train.latest_checkpoint(str(model)).endswith("model.ckpt-6")
+  assert "train_steps = 4" in (model / "command").read_text()
+  assert "train_steps = 6" in (model / "command.1").read_text()
+  assert (model / "operative_config.gin.1").read_text() == config
+  assert "run.train_steps = 6" in (model / "operative_config.gin").read_text()
+
+  # Another model does not touch what is there.
+  before = sorted((p.name, p.stat().st_mtime_ns) for p in model.iterdir())
+  other = run(directory, "MoE2D.hidden_size = 8", check=False)
+  assert other.returncode == 1
+  assert other.stderr.strip().splitlines()[-1].startswith(
+      f"mtf_moe.train: --model_dir={model} holds a checkpoint of another model")
+  assert "Traceback" not in other.stderr
+  assert before == sorted((p.name, p.stat().st_mtime_ns)
+                          for p in model.iterdir())
+
+  # Continues a prompt.
+  sample = run(directory, "continue_prompts.prompts = ['50 bottles']",
+               f"continue_prompts.output_filename = '{directory}/sample'",
+               files=["runs/sample.gin"])
+  assert "\n50 bottles" in sample.stdout
+  text = (directory / "sample-6").read_text()
+  assert text.startswith("50 bottles") and len(text) > len("50 bottles\n")
+
+  # The held-out text, all of it, and the same each time.
+  results = [run(directory, files=["runs/perplexity.gin"]).stdout.splitlines()
+             for _ in range(2)]
+  text = (directory / "text.txt").read_bytes()
+  assert f"held-out text: 1 documents, {round(len(text) * 0.2):,} bytes" in (
+      results[0][-2])
+  assert re.fullmatch(r"held-out bits per byte: \d\.\d{3}", results[0][-1])
+  assert results[0] == results[1]
+
+
+def test_a_time_limit_stops_with_a_checkpoint(directory):
+  stopped = run(
+      directory, "run.train_steps = 100000", "train_model.max_minutes = 0.02")
+  assert "time is up" in stopped.stdout
+  assert tf.train.latest_checkpoint(str(directory / "model"))
+
+
+@pytest.mark.parametrize("bindings, said", [
+    (["TextFiles.glob = 'none.txt'"], "TextFiles.glob='none.txt' matches no"),
+    (["MoE2D.expert_x = 3"], "MoE2D.expert_x gives dimension 'expert_x' the"),
+    (["no_such.parameter = 1"], "No configurable matching 'no_such'"),
+])
+def test_a_mistake_is_one_message_and_leaves_nothing(directory, bindings, said):
+  failed = run(directory, *bindings, check=False)
+  assert failed.returncode == 1
+  assert f"mtf_moe.train: {said}" in failed.stderr
+  assert "Traceback" not in failed.stderr
+  assert not (directory / "model").exists()
+
+
+def test_sampling_needs_a_prompt():
+  with pytest.raises(ValueError, match=r"continue_prompts.prompts = \[\]"):
+    sampling.continue_prompts(None, None, "lm", 1, {}, "model.ckpt-1", [])
+
+
+def test_help():
+  shown = subprocess.run(
+      [sys.executable, "-m", "mtf_moe.train", "--help"], capture_output=True,
+      text=True, check=False)
+  assert "--model_dir" in shown.stdout and "--gin_file" in shown.stdout
+  assert "runs/tiny.gin" in shown.stdout
