@@ -290,6 +290,25 @@ def _stub_distutils():
   _install_module("distutils.version", stub)
 
 
+def _mend_gin_search():
+  """Lets gin look for `models/x.gin` where there is a folder `models`.
+
+  Gin also looks for a file inside a Python package of that name, and any
+  folder on Python's path, such as the current one, counts as a package. It has
+  no file of its own, for which gin 0.5 is not prepared.
+  """
+  reader = importlib.import_module("gin.resource_reader")
+  parse_path = reader._parse_config_path
+
+  def parse_path_or_refuse(path):
+    try:
+      return parse_path(path)
+    except TypeError as error:
+      raise ValueError(f"not in a package: {path}") from error
+
+  reader._parse_config_path = parse_path_or_refuse
+
+
 def silence_print_op():
   """Makes `tf.Print` an identity, for the rest of the program.
 
@@ -330,6 +349,7 @@ def _apply():
   _stub_distutils()
   _restore_estimator()
   _stub_tensorflow_datasets()
+  _mend_gin_search()
 
 
 _apply()

@@ -1,6 +1,8 @@
 """The command line, as a user runs it: trains, is stopped, resumes, evaluates.
 """
 
+import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -9,6 +11,8 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.train import sampling
+
+ROOT = str(pathlib.Path(__file__).parents[2])
 
 # Small enough for seconds, with a mesh of four slices.
 SETTINGS = [
@@ -26,7 +30,8 @@ def run(directory, *bindings, files=(), check=True):
   return subprocess.run(
       [sys.executable, "-m", "mtf_moe.train",
        f"--model_dir={directory}/model", *arguments],
-      capture_output=True, text=True, check=check)
+      cwd=directory, capture_output=True, text=True, check=check,
+      env={**os.environ, "PYTHONPATH": ROOT})
 
 
 @pytest.fixture
@@ -34,6 +39,8 @@ def directory(tmp_path):
   lines = [f"{i} bottles of beer on the wall, {i} bottles of beer.\n"
            for i in range(99, 20, -1)]
   (tmp_path / "text.txt").write_text("".join(lines))
+  # A folder named like those of the packaged gin files must not hide them.
+  (tmp_path / "models").mkdir()
   return tmp_path
 
 
