@@ -100,10 +100,12 @@ class _ProgressHook(tf.train.SessionRunHook):
 
   def after_run(self, run_context, run_values):
     loss, step = run_values.results
-    steps_per_second = self._bar.format_dict["rate"] or 0
-    tokens_per_second = steps_per_second * self._tokens_per_step
-    self._bar.set_postfix_str(
-        f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
+    shown = f"loss {loss:.3f}"
+    steps_per_second = self._bar.format_dict["rate"]
+    if steps_per_second:  # Known from the second line on.
+      tokens_per_second = steps_per_second * self._tokens_per_step
+      shown += f", {tokens_per_second:,.0f} tokens/s"
+    self._bar.set_postfix_str(shown, refresh=False)
     self._bar.update(int(step) - self._bar.n)
 
   def end(self, session):
