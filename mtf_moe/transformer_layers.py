@@ -46,8 +46,8 @@ class MoE2D(transformer.TransformerLayer):
                experts=experts_lib.feed_forward):
     """Checks the parameters.
 
-    Args are those of `MoeHparams`, where each is explained under its name with
-    the prefix moe_, and beside them:
+    Those that are not listed here are explained in `MoeHparams`, under their
+    name with the prefix moe_.
 
     Args:
       expert_x: groups of experts, the first level.

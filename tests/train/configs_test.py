@@ -89,3 +89,11 @@ def text_of(file):
              for f in files_of(kind)])
 def test_a_header_says_what_the_file_is_for(file):
   assert text_of(file).startswith("# ")
+
+
+def test_the_snippet_of_the_readme(text):
+  readme = os.path.join(os.path.dirname(config_files.directory()), "README.md")
+  with open(readme) as f:
+    snippet, = re.findall(r"```\n(import mtf_moe\n.*?)```", f.read(), re.DOTALL)
+  assert len(snippet.splitlines()) == 10
+  check([MODEL, "meshes/cpu_1.gin", DATA], text, snippet, "batch_size = 16")

@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 import tensorflow.compat.v1 as tf
@@ -22,16 +23,22 @@ SETTINGS = [
 FILES = ["runs/tiny.gin", "meshes/cpu_2x2.gin"]
 
 
-def run(directory, *bindings, files=(), check=True):
-  """Runs the program on the text in a directory; returns what it did."""
+def program(directory, *bindings, files=()):
+  """The arguments of Popen that run the program on the text in a directory."""
   arguments = [f"--gin_file={file}" for file in [*FILES, *files]]
   arguments += [f"--gin_param={binding}" for binding in [
       f"TextFiles.glob = '{directory}/text.txt'", *SETTINGS, *bindings]]
+  return {
+      "args": [sys.executable, "-m", "mtf_moe.train",
+               f"--model_dir={directory}/model", *arguments],
+      "cwd": directory, "env": {**os.environ, "PYTHONPATH": ROOT}}
+
+
+def run(directory, *bindings, files=(), check=True):
+  """Runs the program; returns what it did."""
   return subprocess.run(
-      [sys.executable, "-m", "mtf_moe.train",
-       f"--model_dir={directory}/model", *arguments],
-      cwd=directory, capture_output=True, text=True, check=check,
-      env={**os.environ, "PYTHONPATH": ROOT})
+      **program(directory, *bindings, files=files), capture_output=True,
+      text=True, check=check)
 
 
 @pytest.fixture
@@ -97,6 +104,27 @@ def test_trains_resumes_and_evaluates(directory):
       results[0][-2])
   assert re.fullmatch(r"held-out bits per byte: \d\.\d{3}", results[0][-1])
   assert results[0] == results[1]
+
+
+def test_resumes_after_it_was_killed(directory):
+  def newest_step():
+    path = tf.train.latest_checkpoint(str(directory / "model"))
+    return int(path.rpartition("-")[2]) if path else 0
+
+  process = subprocess.Popen(
+      **program(directory, "run.train_steps = 100000"),
+      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  try:
+    deadline = time.monotonic() + 120
+    while newest_step() < 2 and time.monotonic() < deadline:
+      time.sleep(0.1)
+  finally:
+    process.kill()
+    process.wait()
+  step = newest_step()
+  assert step >= 2
+  resumed = run(directory, f"run.train_steps = {step + 2}")
+  assert f"resuming at step {step:,}" in resumed.stdout
 
 
 def test_a_time_limit_stops_with_a_checkpoint(directory):
