@@ -154,6 +154,11 @@ def test_meshes(mesh, train, dtype):
   compare(Case(mesh=mesh, train=train, dtype=dtype, policy="all"))
 
 
+def test_meshes_hold_whole_groups():
+  """16 tokens would be one group, but two slices need one each."""
+  compare(Case(mesh=(1, 2), shape=(1, 2, 8), group_size=16))
+
+
 def test_3d_input_on_a_mesh():
   compare(Case(mesh=(2, 2), shape=(4, 8), layout=UNSPLIT_OUTER_LAYOUT))
 
