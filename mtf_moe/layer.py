@@ -21,6 +21,7 @@ from collections.abc import Callable
 import dataclasses
 
 import mesh_tensorflow as mtf
+import tensorflow.compat.v1 as tf
 
 from mtf_moe import dispatch
 from mtf_moe import experts as experts_lib
@@ -42,6 +43,9 @@ def transformer_moe_layer_v2(
   token is processed by none to three experts: up to two in the group of experts
   it likes best, at most one in its second. The sizes of groups and buffers
   depend on the mesh, since no group may be cut.
+
+  A token with NaN or infinite values goes to no expert, as padding does, and
+  its result is zero: no other token notices.
 
   Variables: "outer_gating/kernel" [m, x], "inner_gating/kernel" [x1, m, y],
   and, of the default experts, "wi/kernel" [y0, x1, m, hidden] and "wo/kernel"
@@ -82,11 +86,13 @@ def transformer_moe_layer_v2(
   outer, inner = levels.two_levels(a0, b1, l, hparams, train, mesh)
 
   tokens = mtf.reshape(inputs, outer.token_dims + [m])  # [a0, g1, s, m]
-  importance = embeddings = None
+  importance = _is_finite(tokens, m)  # [a0, g1, s]
+  tokens = _finite_or_zero(tokens)
+  embeddings = None
   if nonpadding is not None:
-    importance = mtf.reshape(
+    importance *= mtf.reshape(
         mtf.zeros(inputs.mesh, token_dims, inputs.dtype) + nonpadding,
-        outer.token_dims)  # [a0, g1, s]
+        outer.token_dims)
   if hparams.moe_word_embed_mode is not None and token_embeddings is not None:
     embeddings = mtf.reshape(
         mtf.cast(token_embeddings, inputs.dtype), tokens.shape)
@@ -117,7 +123,7 @@ class _Mixture:
 
     Args:
       tokens: a Tensor [a0, g1, s, m].
-      importance: a Tensor [a0, g1, s], or None.
+      importance: a Tensor [a0, g1, s].
       embeddings: a Tensor [a0, g1, s, m], or None.
 
     Returns:
@@ -181,6 +187,22 @@ def _checked_rank(inputs):
         "[batch, length, depth] or [outer_batch, batch, length, depth]: "
         "reshape them, or use MoE2D, which does.")
   return inputs
+
+
+def _is_finite(tokens, depth):
+  """Ones at tokens [..., m] without NaN and infinite values, [...]."""
+  finite = mtf.cwise(tf.math.is_finite, [tokens], output_dtype=tf.bool)
+  return mtf.reduce_min(mtf.cast(finite, tokens.dtype), reduced_dim=depth)
+
+
+def _finite_or_zero(tokens):
+  """Tokens with zeros for NaN and infinite values.
+
+  Tokens move by products with zeros and ones, and zero times NaN would be NaN
+  in all tokens of a group, and in all gradients.
+  """
+  return mtf.cwise(
+      lambda x: tf.where(tf.math.is_finite(x), x, tf.zeros_like(x)), [tokens])
 
 
 def _slot_importance(weights):

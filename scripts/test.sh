@@ -42,4 +42,5 @@ if (($# == 0)); then
 fi
 # TensorFlow's greeting, once for each process, is not news.
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}"
-exec "$VENV_PYTHON" -m pytest -n "$(getconf _NPROCESSORS_ONLN)" "$@"
+exec "$VENV_PYTHON" -m pytest -n "$(getconf _NPROCESSORS_ONLN)" \
+  --dist worksteal "$@"

@@ -2,14 +2,41 @@
 
 import mtf_moe  # isort: skip  (must precede mesh_tensorflow)
 import gin
+import hypothesis
 import pytest
 import tensorflow.compat.v1 as tf
 
+from tests.oracle import tally
+
 assert mtf_moe
 tf.disable_v2_behavior()
+
+# The same cases in every run, so that a change is what makes a test fail. Cases
+# that build a graph take seconds: no deadline, and no search for a simpler one
+# that fails as well, which would take minutes.
+_COMMON = dict(
+    derandomize=True, database=None, deadline=None, print_blob=False,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("ordinary", max_examples=28, **_COMMON)
+hypothesis.settings.register_profile("deep", max_examples=170, **_COMMON)
+hypothesis.settings.load_profile("ordinary")
 
 
 @pytest.fixture(autouse=True)
 def clear_gin():
   yield
   gin.clear_config()
+
+
+def pytest_terminal_summary(terminalreporter):
+  """Shows what the generated comparisons counted."""
+  total = tally.Tally()
+  for report in terminalreporter.getreports("passed"):
+    for name, value in report.user_properties:
+      if name == tally.PROPERTY:
+        total.merge(value)
+  if total.cases:
+    terminalreporter.section("generated comparison")
+    for line in total.lines():
+      terminalreporter.line(line)

@@ -75,8 +75,7 @@ class Result:
   variables: dict[str, tuple]
 
 
-def run_layers(
-    layers, arrays, impl, dtype=tf.float32, seed=0, router_scale=1.0):
+def run_layers(layers, arrays, impl, weights, dtype=tf.float32, seed=0):
   """Runs layers side by side, with the same weights, and differentiates them.
 
   Args:
@@ -84,11 +83,10 @@ def run_layers(
     arrays: the inputs, as for `evaluate`. The one called "inputs" is
       differentiated.
     impl: a mesh implementation.
+    weights: a function from a variable's name in its layer, and its shape, to
+      its value.
     dtype: the type of the activations.
-    seed: of the weights, and of the direction in which outputs are
-      differentiated.
-    router_scale: of the routers' weights: small for gates that are nearly
-      equal, large for gates that are nearly zero and one.
+    seed: of the direction in which outputs are differentiated.
 
   Returns:
     a `Result` for each layer, by name
@@ -103,15 +101,16 @@ def run_layers(
             layer, scope, tensors, seed)
     return values
 
-  def weights(name, shape):
-    local_name = name.partition("/")[2]
-    rng = np.random.default_rng([seed, *local_name.encode()])
-    scale = router_scale if "gating" in name else shape[-2] ** -0.5
-    return rng.normal(size=shape).astype(np.float32) * scale
-
-  values = evaluate(build, arrays, weights, impl, dtype)
+  values = evaluate(
+      build, arrays,
+      lambda name, shape: weights(name.partition("/")[2], shape), impl, dtype)
   return {scope: Result(variables=variables[scope], **values[scope])
           for scope in layers}
+
+
+def output_direction(seed, shape):
+  """The direction in which outputs are differentiated."""
+  return np.random.default_rng(seed).normal(size=shape)
 
 
 def _differentiated(layer, scope, tensors, seed):
@@ -119,8 +118,8 @@ def _differentiated(layer, scope, tensors, seed):
   outputs, loss = layer(tensors)
   direction = mtf.import_fully_replicated(
       outputs.mesh,
-      tf.constant(np.random.default_rng(seed).normal(
-          size=outputs.shape.to_integer_list), tf.float32),
+      tf.constant(output_direction(seed, outputs.shape.to_integer_list),
+                  tf.float32),
       outputs.shape, "direction")
   objective = (mtf.reduce_sum(mtf.to_float(outputs) * direction)
                + mtf.to_float(loss))

@@ -28,7 +28,13 @@ def run(dims, impl, layout=None, mesh_shape=None, **hparams):
   shape = [dim.size for dim in [*dims, DEPTH]]
   inputs = np.random.default_rng(0).normal(size=shape)
   return harness.run_layers(
-      {"layer": layer}, {"inputs": (inputs, [*dims, DEPTH])}, impl)["layer"]
+      {"layer": layer}, {"inputs": (inputs, [*dims, DEPTH])}, impl,
+      weights)["layer"]
+
+
+def weights(name, shape):
+  rng = np.random.default_rng(list(name.encode()))
+  return rng.normal(size=shape) * (1.0 if "gating" in name else shape[-2]**-0.5)
 
 
 def test_nothing_is_split_without_layout_and_mesh_shape():

@@ -1,0 +1,32 @@
+"""Random configurations: ours, mesh_tensorflow's, and the plain loops.
+
+300 cases in an ordinary run. For 2,000:
+
+    scripts/test.sh tests/oracle/generated_test.py --hypothesis-profile=deep
+
+The counts and the largest errors are shown at the end.
+"""
+
+import hypothesis
+import pytest
+
+from tests.oracle import comparison
+from tests.oracle import strategies
+from tests.oracle import tally
+
+# For the processes of pytest-xdist. An ordinary profile has 28 cases for each.
+SHARDS = 12
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_generated_cases(shard, record_property):
+  counted = tally.Tally()
+
+  @hypothesis.seed(shard)
+  @hypothesis.given(strategies.cases())
+  def check(case):
+    _, errors = comparison.compare(case)
+    counted.add(case, errors)
+
+  check()
+  record_property(tally.PROPERTY, counted.as_json())
