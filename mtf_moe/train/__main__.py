@@ -52,6 +52,9 @@ def main(argv):
   if not FLAGS.tensorflow_log:
     _quieten()
   tf.disable_v2_behavior()
+  # Without these, a backward pass on a CPU may read weights that the optimizer
+  # has already changed in the same step: nothing orders the two.
+  tf.enable_resource_variables()
   try:
     for module in FLAGS.module_import:
       importlib.import_module(module)
