@@ -82,6 +82,11 @@ def test_slots(case):
   for groups, slots in zip(result.levels, result.capacities):
     for group in groups:
       check_slots(group.sent, slots)
+      # None is left out: a choice of weight 0 is listed here as well.
+      for expert in range(max(case.experts)):
+        taken = [place.slot for places in group.sent for place in places
+                 if place.expert == expert]
+        assert sorted(taken) == list(range(len(taken)))
 
 
 def check_slots(sent, slots):
@@ -99,10 +104,10 @@ def check_slots(sent, slots):
       buffers.setdefault(place.expert, []).append(
           (place.slot, place.rank, token))
   for taken in buffers.values():
-    # The slots from the first on, by rank, then in the order of the tokens.
-    ordered = sorted(taken, key=lambda entry: entry[1:])
-    assert [slot for slot, _, _ in ordered] == list(range(len(taken)))
-    assert len(taken) <= slots
+    # In the order of the ranks, and then of the tokens.
+    ordered = [slot for slot, _, _ in sorted(taken, key=lambda t: t[1:])]
+    assert ordered == sorted(set(ordered))
+    assert len(ordered) <= slots and ordered[-1] < slots
 
 
 @hypothesis.given(
