@@ -191,8 +191,11 @@ def _checked_rank(inputs):
 
 def _is_finite(tokens, depth):
   """Ones at tokens [..., m] without NaN and infinite values, [...]."""
-  finite = mtf.cwise(tf.math.is_finite, [tokens], output_dtype=tf.bool)
-  return mtf.reduce_min(mtf.cast(finite, tokens.dtype), reduced_dim=depth)
+  bad = mtf.cwise(
+      lambda x: tf.logical_not(tf.math.is_finite(x)), [tokens],
+      output_dtype=tf.bool)
+  # Not the minimum of its opposite, which mtf takes by negating every element.
+  return 1.0 - mtf.reduce_max(mtf.cast(bad, tokens.dtype), reduced_dim=depth)
 
 
 def _finite_or_zero(tokens):
