@@ -23,6 +23,11 @@ def variable_dtype(dtype=tf.float32):
   return mtf.VariableDType(tf.float32, tf.float32, dtype)
 
 
+def random_weights(name, shape):
+  """Normal values for a variable, the same ones for the same name."""
+  return np.random.default_rng(list(name.encode())).normal(size=shape)
+
+
 def evaluate(build, arrays, weights, impl=None, dtype=tf.float32):
   """Builds mtf code, lowers it and runs it.
 

@@ -33,8 +33,8 @@ def run(dims, impl, layout=None, mesh_shape=None, **hparams):
 
 
 def weights(name, shape):
-  rng = np.random.default_rng(list(name.encode()))
-  return rng.normal(size=shape) * (1.0 if "gating" in name else shape[-2]**-0.5)
+  return harness.random_weights(name, shape) * (
+      1.0 if "gating" in name else shape[-2] ** -0.5)
 
 
 def test_nothing_is_split_without_layout_and_mesh_shape():

@@ -22,7 +22,7 @@ HPARAMS = dict(
 
 
 def run(inputs, nonpadding, function=mtf_moe.transformer_moe_layer_v2,
-        weights=None):
+        weights=harness.random_weights):
   """Runs a layer in training; groups are sequences, at both levels."""
   def layer(tensors):
     return function(
@@ -30,13 +30,10 @@ def run(inputs, nonpadding, function=mtf_moe.transformer_moe_layer_v2,
         harness.variable_dtype(), layout="", mesh_shape="",
         nonpadding=tensors["nonpadding"], num_microbatches=1)
 
-  def some_weights(name, shape):
-    return np.random.default_rng(list(name.encode())).normal(size=shape)
-
   return harness.run_layers(
       {"layer": layer},
       {"inputs": (inputs, [*DIMS, DEPTH]), "nonpadding": (nonpadding, DIMS)},
-      harness.mesh_impl(), weights or some_weights)["layer"]
+      harness.mesh_impl(), weights)["layer"]
 
 
 def some_inputs():
@@ -88,7 +85,7 @@ def test_large_logits():
   inputs[..., 0] = 1e4 * np.sign(inputs[..., 0])
 
   def weights(name, shape):
-    values = np.random.default_rng(list(name.encode())).normal(size=shape)
+    values = harness.random_weights(name, shape)
     if "gating" in name:
       values[..., 0, :] = np.where(np.arange(shape[-1]) % 2, -1.0, 1.0)
     else:

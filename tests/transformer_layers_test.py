@@ -33,10 +33,10 @@ ROOM_FOR_ALL = [
 
 
 def weights(name, shape):
-  rng = np.random.default_rng(list(name.encode()))
   if name.endswith("scale"):
     return np.ones(shape)
-  return rng.normal(size=shape) * (shape[-2] ** -0.5 if len(shape) > 1 else 1.0)
+  return harness.random_weights(name, shape) * (
+      shape[-2] ** -0.5 if len(shape) > 1 else 1.0)
 
 
 def run_model(model_file, mesh, ids, use, bindings=()):

@@ -119,11 +119,9 @@ class Case:
 
   def inputs(self):
     """[*shape, depth]."""
-    steps = self.rng("inputs").normal(size=(*self.shape, self.depth)) * 32
     spacing, _ = _GRIDS[self.router]
-    if spacing == 1.0:
-      steps /= 32
-    return np.clip(np.round(steps), -128, 128) * spacing
+    normal = self.rng("inputs").normal(size=(*self.shape, self.depth))
+    return np.clip(np.round(normal / spacing), -128, 128) * spacing
 
   def importances(self):
     """(array, its dimensions), or None."""

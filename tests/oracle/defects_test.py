@@ -37,8 +37,7 @@ def run(function, case=Case(), dims=None, impl=None, **arguments):  # noqa: B008
   Args:
     function: the layer.
     case: the Case of its hyperparameters; train, nonpadding and microbatches.
-    dims: the dimensions of the inputs without their depth; the case's by
-      default.
+    dims: other dimensions for the inputs' than the case's, without their depth.
     impl: the mesh implementation, by default of one slice.
     **arguments: of the layer, in place of the usual ones.
 
@@ -46,13 +45,10 @@ def run(function, case=Case(), dims=None, impl=None, **arguments):  # noqa: B008
     (outputs, loss)
   """
   impl = impl or harness.mesh_impl()
-  dims = dims or case.token_dims()
   depth = mtf.Dimension("d_model", case.depth)
-  inputs = np.random.default_rng(0).normal(
-      size=[dim.size for dim in [*dims, depth]])
-  arrays = {"inputs": (inputs, [*dims, depth])}
-  if case.importances() is not None:
-    arrays["nonpadding"] = case.importances()
+  arrays = comparison.arrays(case)
+  if dims is not None:
+    arrays["inputs"] = case.inputs(), [*dims, depth]
 
   def build(tensors):
     return function(**{
@@ -90,9 +86,7 @@ def language_model(moe_layer, mode="eval", bindings=()):
 
   dims = [mtf.Dimension("batch", 4), mtf.Dimension("length", 8)]
   return harness.evaluate(
-      build, {"ids": (ids, dims)},
-      lambda name, shape: np.random.default_rng(
-          list(name.encode())).normal(size=shape), impl)
+      build, {"ids": (ids, dims)}, harness.random_weights, impl)
 
 
 def test_moe2d_is_not_gin_configurable():
@@ -129,20 +123,20 @@ def test_importance_none_in_training_crashes():
 
 def test_beams_on_a_split_batch():
   """[batch, beam, depth] has two batch dimensions, of which one is no batch."""
-  beams = [mtf.Dimension("batch", 4), mtf.Dimension("beam", 2)]
+  beams = [mtf.Dimension("batch", 4), mtf.Dimension("beam", 2),
+           mtf.Dimension("length", 1)]
   impl = harness.mesh_impl(1, 2)
-  case = Case(importance="absent", train=False)
+  case = Case(shape=(4, 2, 1), importance="absent", train=False)
 
   # As the reference's class passes it on, with a length of 1.
   with pytest.raises(ValueError, match="may not map to the same"):
-    run(THEIRS, case, [*beams, mtf.Dimension("length", 1)], impl)
+    run(THEIRS, case, beams, impl)
   # tests/transformer_layers_test.py has beam search on all meshes; the shape is
   # what our class makes of it.
-  outputs, _ = run(
-      OURS, case, [beams[0], mtf.Dimension("length", 2)], impl)
+  outputs, _ = run(OURS, dataclasses.replace(case, shape=(4, 2)), impl=impl)
   assert outputs.any()
   with pytest.raises(ValueError, match=r"splits both 'batch' and 'expert_x'"):
-    run(OURS, case, [*beams, mtf.Dimension("length", 1)], impl)
+    run(OURS, case, beams, impl)
 
 
 def test_3d_inputs_where_the_layout_splits_outer_batch():
@@ -278,10 +272,9 @@ def test_groups_exceed_the_maximum(n, limit, theirs, ours):
 
 
 def test_the_default_policy_evaluates_differently_every_time():
-  bindings = ["{0}.second_threshold_eval = 1.0"]
   losses = {
       name: {float(language_model(
-          name, bindings=[line.format(name) for line in bindings])[1])
+          name, bindings=[f"{name}.second_threshold_eval = 1.0"])[1])
              for _ in range(3)}
       for name in ("tests.ReferenceMoE2D", "mtf_moe.MoE2D")}
   assert len(losses["tests.ReferenceMoE2D"]) > 1
@@ -321,12 +314,10 @@ def test_experts_that_no_layout_rule_splits(caplog):
 def numpy_layer(case, activation):
   """The layer with room for all, and experts with the given activation."""
   inputs, _, weights = comparison.loops_arguments(case)
-  softmax = [np.exp(inputs @ weights["outer_gating/kernel"])]
-  outer = softmax[0] / softmax[0].sum(axis=-1, keepdims=True)
+  outer = np.exp(inputs @ weights["outer_gating/kernel"])
   x = outer.argmax(axis=-1)
   inner = np.exp(np.einsum(
       "ablm,ablmy->ably", inputs, weights["inner_gating/kernel"][x]))
-  inner /= inner.sum(axis=-1, keepdims=True)
   y = inner.argmax(axis=-1)
 
   def weight(gates):
@@ -334,8 +325,8 @@ def numpy_layer(case, activation):
     highest = np.sort(gates, axis=-1)[..., ::-1]
     return highest[..., 0] / highest[..., :2].sum(axis=-1)
 
-  hidden = activation(lambda name: np.einsum(
-      "ablm,ablmh->ablh", inputs, weights[name][y, x]))
+  hidden = activation(np.einsum(
+      "ablm,ablmh->ablh", inputs, weights["wi/kernel"][y, x]))
   outputs = np.einsum("ablh,ablhn->abln", hidden, weights["wo/kernel"][y, x])
   # A token whose weight is at most 0.5 does not count as preferred, and has no
   # first choice at level two.
@@ -345,9 +336,9 @@ def numpy_layer(case, activation):
 
 
 @pytest.mark.parametrize("activation, expected", [
-    ("relu", lambda hidden: np.maximum(hidden("wi/kernel"), 0)),
-    ("linear", lambda hidden: hidden("wi/kernel")),
-    ("sigmoid", lambda hidden: 1 / (1 + np.exp(-hidden("wi/kernel")))),
+    ("relu", lambda hidden: np.maximum(hidden, 0)),
+    ("linear", lambda hidden: hidden),
+    ("sigmoid", lambda hidden: 1 / (1 + np.exp(-hidden))),
 ], ids=["relu", "linear", "sigmoid"])
 def test_only_relu(activation, expected):
   """The reference has no parameter for it."""
@@ -355,17 +346,9 @@ def test_only_relu(activation, expected):
               experts=(2, 2), group_size=8)
   hparams = case.hparams(moe_activation=activation)
   theirs = comparison.run(case, "theirs")["theirs"].output
-  relu = numpy_layer(
-      case, lambda hidden: np.maximum(hidden("wi/kernel"), 0))
+  relu = numpy_layer(case, lambda hidden: np.maximum(hidden, 0))
   np.testing.assert_allclose(theirs, relu, atol=1e-5)
-
-  def with_grid(**arguments):
-    arguments["inputs"] = mtf.import_fully_replicated(
-        arguments["inputs"].mesh, tf.constant(case.inputs(), tf.float32),
-        arguments["inputs"].shape, "grid")
-    return OURS(**arguments)
-
-  ours, _ = run(with_grid, case, hparams=hparams)
+  ours, _ = run(OURS, case, hparams=hparams)
   np.testing.assert_allclose(ours, numpy_layer(case, expected), atol=1e-5)
 
 

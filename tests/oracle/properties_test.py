@@ -22,7 +22,7 @@ ONE_SLICE = [(1, 1)]
 ONE = 1.0 + 2.0 ** -23
 
 
-def shares(case, inputs=None):
+def shares(case):
   """The share of every expert in every token's output, [*shape, x, y].
 
   Every expert's network returns its own number, one-hot, whatever its input:
@@ -50,12 +50,8 @@ def shares(case, inputs=None):
 
   with comparison.shared_draws(case):
     weights = harness.evaluate(
-        build, comparison.arrays(case, inputs), case.weights, dtype=case.dtype)
+        build, comparison.arrays(case), case.weights, dtype=case.dtype)
   return weights.reshape(*case.shape, x, y)
-
-
-def plain(case):
-  return loops.layer(case, *comparison.loops_arguments(case))
 
 
 @hypothesis.given(strategies.any_cases(ONE_SLICE))
@@ -65,7 +61,7 @@ def test_weights_and_the_experts_that_a_token_reaches(case):
   assert weights.min() >= 0.0
   assert weights.sum(axis=(-2, -1)).max() <= 1.0 + slack + 1e-6
   assert np.count_nonzero(weights, axis=(-2, -1)).max() <= 3
-  expected = plain(case)
+  expected = comparison.run_loops(case)
   if not expected.undecided:
     # Nothing for the dropped ones, exactly, and for the padding.
     np.testing.assert_array_equal(
@@ -78,7 +74,7 @@ def test_weights_and_the_experts_that_a_token_reaches(case):
 @hypothesis.given(strategies.any_cases(ONE_SLICE))
 def test_slots(case):
   """In the plain loops, at both levels."""
-  result = plain(case)
+  result = comparison.run_loops(case)
   for groups, slots in zip(result.levels, result.capacities):
     for group in groups:
       check_slots(group.sent, slots)

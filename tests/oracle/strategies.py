@@ -8,7 +8,6 @@ import tensorflow.compat.v1 as tf
 from tests import harness
 from tests.oracle import case as case_lib
 from tests.oracle import comparison
-from tests.oracle import loops
 
 # Building a graph takes the longer the larger the mesh is, up to ten times: few
 # of the cases have a large one.
@@ -92,5 +91,5 @@ def _reference_has_z_loss(case):
   """
   if case.num_microbatches is None:
     return False
-  levels = loops.layer(case, *comparison.loops_arguments(case)).levels
-  return all(any(group.z_count for group in groups) for groups in levels)
+  return all(any(group.z_count for group in groups)
+             for groups in comparison.run_loops(case).levels)

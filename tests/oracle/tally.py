@@ -23,7 +23,7 @@ class Tally:
   errors: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def add(self, case, errors):
-    """Counts a Case and its comparison.Errors."""
+    """Counts a Case and what `comparison.compare` found."""
     if str(case) in self.cases:
       return
     self.cases.add(str(case))
@@ -32,9 +32,9 @@ class Tally:
         f"mesh {case.mesh[0]}x{case.mesh[1]}", f"policy {case.policy}",
         f"importance {case.importance}", f"gates {case.router}",
         *(["z-loss"] if case.z_loss is not None else []),
-        *(["loops not compared"] if errors.undecided else [])])
-    for name, error in errors.of.items():
-      kind = f"{name.partition(' of ')[0].partition(' along ')[0]}"
+        *([] if "loops: output" in errors else ["loops not compared"])])
+    for name, error in errors.items():
+      kind = name.partition(" of ")[0].partition(" along ")[0]
       self._largest(f"{kind}, {case.dtype.name}", error)
 
   def merge(self, json_text):
