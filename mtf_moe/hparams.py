@@ -9,7 +9,7 @@ import math
 import operator
 from typing import Any
 
-GATINGS = ("top_2",)
+GATINGS = ("top_2", "switch")
 SECOND_POLICIES = ("all", "none", "threshold", "random")
 WORD_EMBED_MODES = (
     "concat", "concat_stop_grad", "add", "add_stop_grad", "embed_only")
@@ -24,7 +24,8 @@ class MoeHparams:
   gin the same names, without the prefix, are parameters of `MoE2D`.
 
   Attributes:
-    moe_gating: the router of both levels, one of `GATINGS`.
+    moe_gating: the router of both levels, or a pair, one for each level. One
+      of `GATINGS`, or a callable with the signature of `gating.top_2.route`.
     moe_num_experts: experts at the first and at the second level (x, y); a
       single integer where only one level is routed (`_top_2_gating`).
     moe_loss_coef: weight of the balancing losses in the training loss.
@@ -53,12 +54,14 @@ class MoeHparams:
       mtf namespace, a callable, or a list of them, whose product is taken (a
       gated unit).
     moe_dropout_rate: fraction of the experts' hidden units dropped in training.
+    moe_summaries: record loads, losses and lost tokens while training, for
+      TensorBoard (see `monitoring`).
 
   Raises:
     ValueError: on a value that is not allowed. The message has the gin name.
   """
 
-  moe_gating: str = "top_2"
+  moe_gating: Any = "top_2"
   moe_num_experts: int | tuple[int, int] = (8, 8)
   moe_loss_coef: float = 1e-2
   moe_hidden_size: int = 4096
@@ -76,9 +79,12 @@ class MoeHparams:
   moe_word_embed_mode: str | None = None
   moe_activation: Any = "relu"
   moe_dropout_rate: float = 0.0
+  moe_summaries: bool = True
 
   def __post_init__(self):
-    _check_choice("moe_gating", self.moe_gating, GATINGS)
+    for gating in self.gating_per_level:
+      if not callable(gating):
+        _check_choice("moe_gating", gating, GATINGS)
     object.__setattr__(
         self, "moe_num_experts", _checked_experts(self.moe_num_experts))
     for name in ("hidden_size", "group_size", "min_expert_capacity"):
@@ -130,6 +136,19 @@ class MoeHparams:
           "layer has two: give a pair, such as (4, 4), in gin "
           "MoE2D.expert_x and MoE2D.expert_y.")
     return self.moe_num_experts
+
+  @property
+  def gating_per_level(self) -> tuple[Any, Any]:
+    """The routers of the first and of the second level, as they were given."""
+    gating = self.moe_gating
+    if not isinstance(gating, (list, tuple)):
+      return gating, gating
+    if len(gating) != 2:
+      raise ValueError(
+          f"MoE2D.moe_gating = {gating!r} must be one router, or a pair: that "
+          'of the first level and that of the second, such as ("top_2", '
+          '"switch").')
+    return tuple(gating)
 
   def capacity_factor(self, train: bool) -> float:
     """The first level's capacity factor."""

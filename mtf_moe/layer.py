@@ -26,11 +26,13 @@ import tensorflow.compat.v1 as tf
 from mtf_moe import dispatch
 from mtf_moe import experts as experts_lib
 from mtf_moe import levels
+from mtf_moe import monitoring
+from mtf_moe.gating import switch
 from mtf_moe.gating import top_2
 from mtf_moe.hparams import MoeHparams
 from mtf_moe.levels import MeshSplit
 
-_ROUTERS = {"top_2": top_2.route}
+_ROUTERS = {"top_2": top_2.route, "switch": switch.route}
 
 
 def transformer_moe_layer_v2(
@@ -101,6 +103,11 @@ def transformer_moe_layer_v2(
       outer, inner, output_dim, hparams, train, variable_dtype,
       num_microbatches, experts)
   outputs, routings = mixture.first_level(tokens, importance, embeddings)
+  # Inside the loop over microbatches there is nothing that could be recorded.
+  if train and hparams.moe_summaries and (num_microbatches or 1) == 1:
+    x, y = outer.experts_unsplit, inner.experts_unsplit
+    monitoring.record("outer", routings[0], [x])
+    monitoring.record("inner", routings[1], [outer.experts, y])
   return (mtf.reshape(outputs, token_dims + [output_dim]),
           _auxiliary_loss(routings, hparams, inputs.dtype))
 
@@ -130,8 +137,9 @@ class _Mixture:
       a Tensor [a0, g1, s, n], and the `Routing` of both levels.
     """
     outer = self.outer
+    gating, _ = self.hparams.gating_per_level
     routed = self._route(
-        tokens, outer, None, importance, embeddings, "outer_gating")
+        gating, tokens, outer, None, importance, embeddings, "outer_gating")
     move = dispatch.OneHotDispatcher(routed, tokens.dtype)
 
     def sent(x):  # [a0, g1, s, m] -> [x, a0, g1, c, m]
@@ -140,7 +148,8 @@ class _Mixture:
           at_experts, self.inner.token_dims + x.shape.dims[-1:])  # [x1,h0,t,m]
 
     slot_importance = outer.to_experts(
-        _slot_importance(move.slot_weights()))  # [x1, a0, g, c]
+        _slot_importance(
+            move.slot_weights(), routed.first_choice_above))  # [x1, a0, g, c]
     outputs, routed_inner = self.second_level(
         sent(tokens), mtf.reshape(slot_importance, self.inner.token_dims),
         None if embeddings is None else sent(embeddings))  # [x1, h0, t, n]
@@ -162,8 +171,9 @@ class _Mixture:
     """
     inner = self.inner
     x1, y0 = self.outer.experts, inner.experts
+    _, gating = self.hparams.gating_per_level
     routed = self._route(
-        tokens, inner, [x1], importance, embeddings, "inner_gating")
+        gating, tokens, inner, [x1], importance, embeddings, "inner_gating")
     move = dispatch.OneHotDispatcher(routed, tokens.dtype)
     expert_inputs = inner.to_experts(move.dispatch(tokens))  # [y0, x1, h, d, m]
     expert_outputs = self.experts(
@@ -171,9 +181,9 @@ class _Mixture:
         self.variable_dtype)  # [y0, x1, h, d, n]
     return move.combine(inner.to_groups(expert_outputs)), routed
 
-  def _route(self, tokens, level, outer_expert_dims, importance, embeddings,
-             name):
-    return _ROUTERS[self.hparams.moe_gating](
+  def _route(self, gating, tokens, level, outer_expert_dims, importance,
+             embeddings, name):
+    return _ROUTERS.get(gating, gating)(
         tokens, outer_expert_dims, level.experts_unsplit, level.capacity,
         self.hparams, self.train, self.variable_dtype, importance=importance,
         name=name, num_microbatches=self.num_microbatches,
@@ -208,13 +218,13 @@ def _finite_or_zero(tokens):
       lambda x: tf.where(tf.math.is_finite(x), x, tf.zeros_like(x)), [tokens])
 
 
-def _slot_importance(weights):
+def _slot_importance(weights, first_choice_above):
   """How much a slot's token matters to the second level, float32.
 
   1 if the token prefers this group of experts, 0.5 if this is its second
   choice, 0 if the slot is empty.
   """
-  return 0.5 * (mtf.to_float(mtf.greater(weights, 0.5))
+  return 0.5 * (mtf.to_float(mtf.greater(weights, first_choice_above))
                 + mtf.to_float(mtf.greater(weights, 0.0)))
 
 

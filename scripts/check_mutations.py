@@ -26,6 +26,7 @@ import tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 TOP_2 = "gating/top_2.py"
+ROUTER = "gating/router.py"
 ROUTING = "gating/routing.py"
 LOSSES = "gating/losses.py"
 
@@ -53,7 +54,7 @@ MUTATIONS = [
              "gates = mtf.softmax(logits, experts_dim)",
              "gates = mtf.to_float(mtf.cast(mtf.softmax(logits, experts_dim), "
              "inputs.dtype))", ORACLE),
-    Mutation(1, "a bias", TOP_2, "use_bias=False", "use_bias=True", ORACLE),
+    Mutation(1, "a bias", ROUTER, "use_bias=False", "use_bias=True", ORACLE),
     Mutation(2, "ties to the highest index", TOP_2,
              "mtf.top_1(gates, experts_dim)",
              "mtf.top_1(gates + 1e-6 * mtf.range(gates.mesh, experts_dim, "
@@ -85,10 +86,10 @@ MUTATIONS = [
     Mutation(6, "not times the square of the experts", LOSSES,
              "experts_dim.size ** 2", "experts_dim.size", BY_HAND),
     Mutation(6, "unimportant tokens left out of the mean", TOP_2,
-             "  z_loss = None\n",
+             "  balance_loss, z_loss =",
              "  if importance is not None:\n"
              "    balance_loss /= mtf.square(mtf.reduce_mean(full))\n"
-             "  z_loss = None\n", BY_HAND),
+             "  balance_loss, z_loss =", BY_HAND),
     Mutation(7, "counts in full", TOP_2, "+= 0.5 *", "+= 1.0 *", BY_HAND),
     Mutation(7, "gates left not normalized", LOSSES,
              "return gates_left / (total + EPSILON)", "return gates_left",
@@ -97,7 +98,7 @@ MUTATIONS = [
              "losses.without_first_choice(gates_left, experts_dim)",
              "losses.without_first_choice(gates_left, experts_dim)"
              " * (1.0 if importance is None else full)", BY_HAND),
-    Mutation(8, "not divided by microbatches", TOP_2,
+    Mutation(8, "not divided by microbatches", ROUTER,
              "balance_loss /= num_microbatches",
              "balance_loss /= 1", BY_HAND),
     Mutation(8, "only the first loss divided", TOP_2,
@@ -143,8 +144,8 @@ MUTATIONS = [
              "      [routed.balance_loss for routed in routings]), dtype)",
              ORACLE),
     Mutation(14, "half is enough", "layer.py",
-             "mtf.greater(weights, 0.5)", "mtf.greater_equal(weights, 0.5)",
-             SPECIAL),
+             "mtf.greater(weights, first_choice_above)",
+             "mtf.greater_equal(weights, first_choice_above)", SPECIAL),
     Mutation(14, "from the weights in float32", "dispatch.py",
              "        self._combine_tensor,\n        output_shape",
              "        self._exact,\n        output_shape", SPECIAL),

@@ -19,7 +19,7 @@ _COMMON = dict(
     phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
     suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.register_profile("ordinary", max_examples=28, **_COMMON)
-hypothesis.settings.register_profile("deep", max_examples=170, **_COMMON)
+hypothesis.settings.register_profile("deep", max_examples=190, **_COMMON)
 hypothesis.settings.load_profile("ordinary")
 
 

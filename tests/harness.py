@@ -28,6 +28,32 @@ def random_weights(name, shape):
   return np.random.default_rng(list(name.encode())).normal(size=shape)
 
 
+def numbered_experts(x, y):
+  """Experts that return their own number, one-hot, whatever their input.
+
+  What comes back to a token are then the shares of its experts.
+
+  Args:
+    x: an integer, the groups of experts.
+    y: an integer, the experts in each.
+
+  Returns:
+    a function with the signature of `experts.feed_forward`, for outputs of
+    depth x * y
+  """
+  numbers = np.eye(x * y).reshape([x, y, x * y]).transpose([1, 0, 2])
+
+  def experts(inputs, output_dim, expert_dims, *unused_args):
+    table = mtf.import_fully_replicated(
+        inputs.mesh, tf.constant(numbers, inputs.dtype),
+        mtf.Shape([*expert_dims, output_dim]), "numbers")
+    return table + mtf.zeros(
+        inputs.mesh, mtf.Shape([*inputs.shape.dims[:-1], output_dim]),
+        inputs.dtype)
+
+  return experts
+
+
 def evaluate(build, arrays, weights, impl=None, dtype=tf.float32):
   """Builds mtf code, lowers it and runs it.
 
@@ -59,6 +85,12 @@ def evaluate(build, arrays, weights, impl=None, dtype=tf.float32):
             weights(variable.op.name, variable.shape.as_list()), session)
       session.run(lowering.copy_masters_to_slices())
       return session.run(fetches)
+
+
+def summaries(graph):
+  """The Tensors that an mtf graph records, by name."""
+  return {op.name: op.outputs[0] for op in graph.operations
+          if isinstance(op, mtf.ScalarSummaryOperation)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,14 +42,22 @@ class Routing:
     capacity_dim: the dimension c of one expert's buffer.
     balance_loss: float32 scalar, the balancing losses, 1 for each at perfect
       balance.
+    gates: float32 [..., s, x], the router's probabilities of all experts.
+    importance: a Tensor [..., s], 0 for padding, or None where all tokens count
+      in full.
     z_loss: float32 scalar, the router z-loss times its own weight, or None.
+    first_choice_above: a float. A choice of a larger weight is its token's
+      first, which a level below may give two experts again.
   """
 
   choices: tuple[Choice, ...]
   experts_dim: mtf.Dimension
   capacity_dim: mtf.Dimension
   balance_loss: mtf.Tensor
-  z_loss: mtf.Tensor = None
+  gates: mtf.Tensor
+  importance: mtf.Tensor | None = None
+  z_loss: mtf.Tensor | None = None
+  first_choice_above: float = 0.5
 
   def combine_tensor(self, dtype):
     """The dense view: each token's weight at the slot that it occupies.

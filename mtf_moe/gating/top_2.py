@@ -8,8 +8,8 @@ https://arxiv.org/abs/2006.16668.
 import mesh_tensorflow as mtf
 
 from mtf_moe.gating import losses
+from mtf_moe.gating import router
 from mtf_moe.gating import routing
-from mtf_moe.gating import word_embeddings
 from mtf_moe.hparams import MoeHparams
 
 
@@ -74,7 +74,7 @@ def route(
   """
   hparams = MoeHparams.of(hparams)
   group_dim = inputs.shape.dims[-2]
-  logits = _logits(
+  logits = router.logits(
       inputs, outer_expert_dims, experts_dim, hparams, variable_dtype, name,
       token_embeddings)  # [..., s, x]
   gates = mtf.softmax(logits, experts_dim)
@@ -100,14 +100,8 @@ def route(
     balance_loss += 0.5 * losses.balance_loss(
         mask_2, losses.without_first_choice(gates_left, experts_dim),
         group_dim, experts_dim)
-  z_loss = None
-  if train and hparams.moe_z_loss is not None:
-    z_loss = hparams.moe_z_loss * losses.router_z_loss(
-        logits, experts_dim, importance)
-  if num_microbatches and num_microbatches > 1:
-    balance_loss /= num_microbatches
-    if z_loss is not None:
-      z_loss /= num_microbatches
+  balance_loss, z_loss = router.auxiliary_losses(
+      balance_loss, logits, importance, hparams, train, num_microbatches)
 
   total = gate_1 + gate_2 + losses.EPSILON
   gate_1, gate_2 = gate_1 / total, gate_2 / total
@@ -120,20 +114,9 @@ def route(
       experts_dim=experts_dim,
       capacity_dim=expert_capacity_dim,
       balance_loss=balance_loss,
+      gates=gates,
+      importance=importance,
       z_loss=z_loss)
-
-
-def _logits(inputs, outer_expert_dims, experts_dim, hparams, variable_dtype,
-            name, token_embeddings):
-  """The router's linear layer, float32 [..., s, x]."""
-  gate_inputs = mtf.to_float(inputs)  # [..., s, m]
-  if hparams.moe_word_embed_mode is not None:
-    gate_inputs = word_embeddings.add_to_gate_inputs(
-        gate_inputs, token_embeddings, hparams.moe_word_embed_mode)
-  return mtf.layers.dense(
-      gate_inputs, experts_dim, reduced_dims=gate_inputs.shape.dims[-1:],
-      expert_dims=outer_expert_dims, use_bias=False,
-      variable_dtype=variable_dtype, name=name)
 
 
 def _apply_second_policy(mask, gate, policy, threshold):

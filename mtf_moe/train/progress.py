@@ -9,6 +9,8 @@ from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 import tqdm
 
+from mtf_moe.train import summaries
+
 # "step 120 of 900, loss 2.345, 8,123 tokens/s, 1:34 left"
 _LINE = "step {n_fmt} of {total_fmt}{postfix}, {remaining} left"
 
@@ -42,8 +44,11 @@ def train_model(
         "the minutes you have, or to None for no limit.")
   print("building the graph", flush=True)
   _keep_previous_config(estimator.model_dir)
-  hooks = [_ProgressHook(
-      train_steps, batch_size * sequence_length["targets"], seconds_per_line)]
+  hooks = [
+      summaries.SummaryHook(),
+      _ProgressHook(
+          train_steps, batch_size * sequence_length["targets"],
+          seconds_per_line)]
   if max_minutes is not None:
     hooks.append(_TimeLimitHook(max_minutes))
   utils.train_model(

@@ -110,7 +110,9 @@ class Case:
         f"moe_second_threshold_{chosen}": self.threshold,
         f"moe_second_threshold_{other}": 0.9,
         "moe_word_embed_mode": None,
-        "moe_z_loss": self.z_loss}, **changed})
+        "moe_z_loss": self.z_loss,
+        # Ours only, and a third more operations in the graph.
+        "moe_summaries": False}, **changed})
 
   def token_dims(self):
     """The dimensions of `shape`."""

@@ -311,6 +311,35 @@ def test_experts_that_no_layout_rule_splits(caplog):
     assert ("splits neither" in caplog.text) == (function is OURS)
 
 
+def test_summaries():
+  """The reference's names tell no level, and its fractions are none."""
+  def recorded(function, case, **arguments):
+    def build(**kwargs):
+      function(**kwargs)
+      return harness.summaries(kwargs["inputs"].graph)
+
+    return run(build, case, **arguments)
+
+  # A slot for every choice: half of what level two gets are second choices.
+  case = Case(importance="ones", factors=(4.0, 4.0, 4.0), policy="all")
+  theirs = recorded(THEIRS, case)
+  ours = recorded(OURS, case, hparams=case.hparams(moe_summaries=True))
+
+  # Its second level counts on, and the experts have names of operations.
+  assert {"aux_loss", "aux_loss_1", "top1_experts/split/0",
+          "top1_experts/split_3/0"} <= theirs.keys()
+  assert {name.split("/")[1] for name in ours} == {"outer", "inner"}
+  assert {"moe/outer/load/expert_0", "moe/inner/load/expert_0_0"} <= ours.keys()
+
+  # None of the preferred ones is dropped. The reference divides their number
+  # by a sum in which every other one counts half.
+  assert ours["moe/inner/choices_1/dropped"] == 0
+  full, partial = (ours[f"moe/inner/tokens/{kind}"]
+                   for kind in ("full", "partial"))
+  assert full == partial == np.prod(case.shape)
+  assert theirs["top1_fraction_routed_1"] == pytest.approx(2 / 3)
+
+
 def numpy_layer(case, activation):
   """The layer with room for all, and experts with the given activation."""
   inputs, _, weights = comparison.loops_arguments(case)

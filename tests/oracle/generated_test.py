@@ -1,6 +1,6 @@
 """Random configurations: ours, mesh_tensorflow's, and the plain loops.
 
-300 cases in an ordinary run. For 2,000:
+300 cases in an ordinary run. For 2,000 different ones:
 
     scripts/test.sh tests/oracle/generated_test.py --hypothesis-profile=deep
 

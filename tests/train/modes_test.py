@@ -237,9 +237,12 @@ def test_infer_greedy(language_model):
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_infer_samples(mesh, language_model):
   """Draws words, one for each copy of a prompt, and spells them right."""
+  # The four words are nearly equally likely at any temperature. At a low one, a
+  # wrong letter that the model holds for possible (one in ten, after some
+  # trainings) is not drawn.
   texts = continuations(
       language_model, mesh, ["ab"] * 4,
-      "sample_autoregressive.temperature = 0.5")
+      "sample_autoregressive.temperature = 0.25")
   assert len(set(texts)) > 1
   for text in texts:
     *words, cut_off = f"ab{text}".split(" ")

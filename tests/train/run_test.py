@@ -51,6 +51,23 @@ def directory(tmp_path):
   return tmp_path
 
 
+def check_summaries(model):
+  """Checks what was recorded of the four sequences of the first step."""
+  events, = model.glob("events.*")
+  found = {value.tag: value.simple_value
+           for event in tf.train.summary_iterator(str(events))
+           for value in event.summary.value}
+  assert "loss" in found
+  layer = "moe/transformer/block_000/layer_001/MoE2D"
+  assert found[f"{layer}/outer/tokens"] == 4 * 16
+  assert found[f"{layer}/outer/tokens"] == found[
+      f"{layer}/outer/choices_1/kept"] + found[
+          f"{layer}/outer/choices_1/dropped"]
+  assert found[f"{layer}/inner/tokens"] == found[f"{layer}/outer/slots"]
+  assert sum(found[f"{layer}/inner/load/expert_{x}_{y}"]
+             for x in range(2) for y in range(2)) == pytest.approx(1)
+
+
 def test_trains_resumes_and_evaluates(directory):
   model = directory / "model"
 
@@ -63,10 +80,12 @@ def test_trains_resumes_and_evaluates(directory):
   assert len(lines) <= 6
   assert "step, tf_loss" not in first.stderr
   assert "INFO" not in first.stderr
+  assert "Issue encountered" not in first.stderr  # The summaries are a list.
   assert tf.train.latest_checkpoint(str(model)).endswith("model.ckpt-4")
   assert "--gin_file=runs/tiny.gin" in (model / "command").read_text()
   config = (model / "operative_config.gin").read_text()
   assert "MoE2D.expert_x = 2" in config and "run.train_steps = 4" in config
+  check_summaries(model)
 
   # Goes on from there, and loses nothing that was written.
   second = run(directory, "run.train_steps = 6")

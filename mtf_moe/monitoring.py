@@ -1,0 +1,188 @@
+"""What training records of a level: where tokens went, and how evenly.
+
+Shapes: `s` is the group size, `x` the experts and `c` the capacity, after any
+number of batch dimensions.
+"""
+
+from collections.abc import Sequence
+import math
+
+import mesh_tensorflow as mtf
+import tensorflow.compat.v1 as tf
+
+from mtf_moe.gating import routing
+
+# With more experts than this, each one's load is not recorded: the curves would
+# be too many to draw, let alone to read.
+MAX_EXPERTS_SHOWN = 64
+
+
+def record(level: str, routed: routing.Routing,
+           expert_dims: Sequence[mtf.Dimension]):
+  """Adds summaries to the graph, as mtf does: scalars, collected by name.
+
+  The names are moe/<layer>/<level>/<metric>, where the layer is the current
+  variable scope. Nothing is computed in a step that does not fetch them.
+
+  Args:
+    level: the name of the level.
+    routed: where its tokens go.
+    expert_dims: the dimensions that the experts are counted over, x the last:
+      [x] at the first level, [x1, y] at the second.
+  """
+  layer = tf.get_variable_scope().name
+  prefix = "/".join(part for part in ("moe", layer, level) if part)
+  # mtf puts the variable scope in front of a summary's name.
+  with tf.variable_scope(tf.VariableScope(reuse=None, name="")):
+    for metric, value in metrics(routed, expert_dims).items():
+      mtf.scalar_summary(f"{prefix}/{metric}", value)
+
+
+def metrics(routed: routing.Routing, expert_dims: Sequence[mtf.Dimension]):
+  """All that is recorded of a level.
+
+  Args:
+    routed: where its tokens go.
+    expert_dims: as in `record`.
+
+  Returns:
+    a dict from name to float32 scalar: the entries of `ledger`, of `balance`
+    and of `confidence`, and the losses, "loss/balance" and, where there is one,
+    "loss/z" (times its weight).
+  """
+  found = (ledger(routed) | balance(routed, expert_dims) | confidence(routed)
+           | {"loss/balance": routed.balance_loss})
+  if routed.z_loss is not None:
+    found["loss/z"] = routed.z_loss
+  return found
+
+
+def ledger(routed: routing.Routing):
+  """Counts of a level that add up, each a whole number.
+
+      tokens = tokens/padding + tokens/full + tokens/partial
+      tokens/full = choices_1/kept + choices_1/dropped
+      tokens/full + tokens/partial = (for top_2)
+          choices_2/kept + choices_2/dropped + choices_2/refused
+      slots = slots/empty + the kept choices
+
+  At the second level a token is a slot of the first one, and padding an empty
+  one. "dropped" is what found its expert's buffer full, "refused" what the
+  policy does not use. A partial token (importance between 0 and 1) comes from a
+  second choice at the level above; `top_2` uses its likeliest expert as its
+  second choice.
+
+  Args:
+    routed: where the tokens go.
+
+  Returns:
+    a dict from name to float32 scalar, exact up to 2^24. Beside the above,
+    "tokens/lost": how many that are no padding were taken by no expert.
+  """
+  token_dims = routed.gates.shape.dims[:-1]
+  num_groups = math.prod(dim.size for dim in token_dims[:-1])
+  num_tokens = num_groups * token_dims[-1].size
+  num_slots = num_groups * routed.experts_dim.size * routed.capacity_dim.size
+
+  importance = _importance(routed)  # [..., s]
+  used = mtf.to_float(mtf.greater(importance, 0.0))  # [..., s]
+  full = mtf.reduce_sum(mtf.to_float(mtf.equal(importance, 1.0)))
+  num_used = mtf.reduce_sum(used)
+  weights = mtf.add_n([choice.weight for choice in routed.choices])  # [..., s]
+  taken = mtf.to_float(mtf.greater(weights, 0.0))  # [..., s]
+
+  def constant(value):
+    return mtf.constant(
+        num_used.mesh, value, mtf.Shape([]), dtype=num_used.dtype)
+
+  entries = {
+      "tokens": constant(num_tokens),
+      "tokens/padding": float(num_tokens) - num_used,
+      "tokens/full": full,
+      "tokens/partial": num_used - full,
+      "tokens/lost": mtf.reduce_sum(used * (1.0 - taken)),
+  }
+  all_kept = 0.0
+  for number, choice in enumerate(routed.choices, 1):
+    wanted = mtf.reduce_sum(choice.demand)
+    kept = mtf.reduce_sum(choice.load)
+    all_kept += kept
+    entries[f"choices_{number}/kept"] = kept
+    entries[f"choices_{number}/dropped"] = wanted - kept
+    if number > 1:
+      entries[f"choices_{number}/refused"] = num_used - wanted
+  entries["slots"] = constant(num_slots)
+  entries["slots/empty"] = float(num_slots) - all_kept
+  return entries
+
+
+def balance(routed: routing.Routing, expert_dims: Sequence[mtf.Dimension]):
+  """How evenly the tokens that wanted an expert spread over the experts.
+
+  From counts before any was dropped, as in Shazeer et al. 2017,
+  https://arxiv.org/abs/1701.06538, table 6.
+
+  Args:
+    routed: where the tokens go.
+    expert_dims: as in `record`.
+
+  Returns:
+    a dict from name to float32 scalar: "load/max_over_mean", 1 at perfect
+    balance; "load/coefficient_of_variation", 0 there; and for up to
+    `MAX_EXPERTS_SHOWN` experts the share of each one, "load/expert_2" or
+    "load/expert_2_0".
+  """
+  experts = [mtf.Dimension(f"expert_{i}_counted", dim.size)
+             for i, dim in enumerate(expert_dims)]
+  num_experts = math.prod(dim.size for dim in experts)
+  demand = mtf.reshape(
+      mtf.add_n([
+          mtf.reduce_sum(choice.demand, output_shape=expert_dims)
+          for choice in routed.choices]), experts)  # [x] or [x, y]
+  # Where nothing was wanted, the shares are zero.
+  share = demand / mtf.maximum(mtf.reduce_sum(demand), 1.0)
+  mean = 1.0 / num_experts
+  entries = {
+      "load/max_over_mean": mtf.reduce_max(share) / mean,
+      "load/coefficient_of_variation": mtf.sqrt(
+          mtf.reduce_mean(mtf.square(share - mean))) / mean,
+  }
+  if num_experts <= MAX_EXPERTS_SHOWN:
+    all_experts = mtf.Dimension("all_experts", num_experts)
+    shares = mtf.unstack(mtf.reshape(share, [all_experts]), all_experts)
+    for number, value in enumerate(shares):
+      *first, last = expert_dims
+      index = [number // last.size] if first else []
+      name = "_".join(map(str, index + [number % last.size]))
+      entries[f"load/expert_{name}"] = value
+  return entries
+
+
+def confidence(routed: routing.Routing):
+  """How sure the router is, on average over all that is no padding.
+
+  Args:
+    routed: where the tokens go.
+
+  Returns:
+    a dict from name to float32 scalar: "router/entropy" of its probabilities,
+    in nats, 0 where it is certain and the logarithm of x where all experts are
+    equal; "router/confidence", the probability of the likeliest expert.
+  """
+  used = mtf.to_float(mtf.greater(_importance(routed), 0.0))  # [..., s]
+  total = mtf.maximum(mtf.reduce_sum(used), 1.0)
+  gates = routed.gates  # [..., s, x]
+  entropy = -mtf.reduce_sum(
+      gates * mtf.log(mtf.maximum(gates, 1e-30)),
+      reduced_dim=routed.experts_dim)  # [..., s]
+  largest = mtf.reduce_max(gates, reduced_dim=routed.experts_dim)  # [..., s]
+  return {"router/entropy": mtf.reduce_sum(entropy * used) / total,
+          "router/confidence": mtf.reduce_sum(largest * used) / total}
+
+
+def _importance(routed):
+  """The importance of every token, [..., s]."""
+  if routed.importance is not None:
+    return routed.importance
+  gates = routed.gates
+  return mtf.ones(gates.mesh, gates.shape.dims[:-1], gates.dtype)
