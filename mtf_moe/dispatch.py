@@ -1,11 +1,16 @@
 """Move: tokens to the buffers of their experts, and the results back.
 
+Two ways with the same answer: `OneHotDispatcher` multiplies by matrices of
+zeros and ones, `IndexDispatcher` copies rows. Neither knows how a router came
+to its choices.
+
 Shapes: `s` is the group size, `x` the experts, `c` the capacity, `m` and `n`
 the depths of inputs and outputs, after any number of batch dimensions.
 """
 
 import mesh_tensorflow as mtf
 
+from mtf_moe import slots
 from mtf_moe.gating import routing
 
 
@@ -24,7 +29,9 @@ class OneHotDispatcher:
       dtype: a tf.DType, that of the tokens.
     """
     self._combine_tensor = routed.combine_tensor(dtype)  # [..., s, x, c]
-    self._dispatch_tensor = routing.dispatch_tensor(self._combine_tensor)
+    # Without a gradient of its own, or mtf would compute one for nothing.
+    self._dispatch_tensor = mtf.stop_gradient(
+        routing.dispatch_tensor(self._combine_tensor))
     self._experts_dim = routed.experts_dim
     self._capacity_dim = routed.capacity_dim
 
@@ -61,9 +68,44 @@ class OneHotDispatcher:
     """The weight of the token in each slot, 0 for an empty one.
 
     Returns:
-      a Tensor [x, <batch dims>, c]
+      a Tensor [x, <batch dims>, c], through which no gradient flows
     """
     *batch_dims, _, _, _ = self._combine_tensor.shape.dims
-    return mtf.reduce_sum(
+    return mtf.stop_gradient(mtf.reduce_sum(
         self._combine_tensor,
-        output_shape=[self._experts_dim] + batch_dims + [self._capacity_dim])
+        output_shape=[self._experts_dim] + batch_dims + [self._capacity_dim]))
+
+
+class IndexDispatcher:
+  """Moves by copying rows, at a cost that the size of a group does not change.
+
+  The methods are those of `OneHotDispatcher`.
+  """
+
+  def __init__(self, routed: routing.Routing, dtype):
+    """Numbers the slots.
+
+    Args:
+      routed: where every token goes.
+      dtype: a tf.DType, that of the tokens.
+    """
+    weights = [mtf.cast(choice.weight, dtype) for choice in routed.choices]
+    # A weight that is zero in this type keeps its slot, but nothing is sent.
+    used = [mtf.not_equal(weight, 0) for weight in weights]
+    self._table = slots.SlotTable.of(
+        [choice.expert for choice in routed.choices],
+        [choice.position for choice in routed.choices], used,
+        routed.experts_dim, routed.capacity_dim)
+    self._weights = mtf.stack(weights, "choices")  # [k, <batch dims>, s]
+
+  def dispatch(self, tokens):
+    return slots.fill_slots(self._table, tokens)
+
+  def combine(self, expert_outputs):
+    return slots.sum_of_slots(self._table, expert_outputs, self._weights)
+
+  def slot_weights(self):
+    return slots.weights_in_slots(self._table, self._weights)
+
+
+DISPATCHERS = {"einsum": OneHotDispatcher, "index": IndexDispatcher}

@@ -10,6 +10,7 @@ import operator
 from typing import Any
 
 GATINGS = ("top_2", "switch")
+DISPATCHES = ("einsum", "index")
 SECOND_POLICIES = ("all", "none", "threshold", "random")
 WORD_EMBED_MODES = (
     "concat", "concat_stop_grad", "add", "add_stop_grad", "embed_only")
@@ -54,6 +55,9 @@ class MoeHparams:
       mtf namespace, a callable, or a list of them, whose product is taken (a
       gated unit).
     moe_dropout_rate: fraction of the experts' hidden units dropped in training.
+    moe_dispatch: how tokens move, one of `DISPATCHES`, with the same result:
+      by "einsum", as matrix units like it, at a cost that grows with the group;
+      or by "index", which copies rows and suits CPUs and GPUs.
     moe_summaries: record loads, losses and lost tokens while training, for
       TensorBoard (see `monitoring`).
 
@@ -79,12 +83,14 @@ class MoeHparams:
   moe_word_embed_mode: str | None = None
   moe_activation: Any = "relu"
   moe_dropout_rate: float = 0.0
+  moe_dispatch: str = "einsum"
   moe_summaries: bool = True
 
   def __post_init__(self):
     for gating in self.gating_per_level:
       if not callable(gating):
         _check_choice("moe_gating", gating, GATINGS)
+    _check_choice("dispatch", self.moe_dispatch, DISPATCHES)
     object.__setattr__(
         self, "moe_num_experts", _checked_experts(self.moe_num_experts))
     for name in ("hidden_size", "group_size", "min_expert_capacity"):

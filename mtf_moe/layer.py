@@ -140,7 +140,7 @@ class _Mixture:
     gating, _ = self.hparams.gating_per_level
     routed = self._route(
         gating, tokens, outer, None, importance, embeddings, "outer_gating")
-    move = dispatch.OneHotDispatcher(routed, tokens.dtype)
+    move = self._dispatcher(routed, tokens.dtype)
 
     def sent(x):  # [a0, g1, s, m] -> [x, a0, g1, c, m]
       at_experts = outer.to_experts(move.dispatch(x))  # [x1, a0, g, c, m]
@@ -174,12 +174,16 @@ class _Mixture:
     _, gating = self.hparams.gating_per_level
     routed = self._route(
         gating, tokens, inner, [x1], importance, embeddings, "inner_gating")
-    move = dispatch.OneHotDispatcher(routed, tokens.dtype)
+    move = self._dispatcher(routed, tokens.dtype)
     expert_inputs = inner.to_experts(move.dispatch(tokens))  # [y0, x1, h, d, m]
     expert_outputs = self.experts(
         expert_inputs, self.output_dim, [y0, x1], self.hparams, self.train,
         self.variable_dtype)  # [y0, x1, h, d, n]
     return move.combine(inner.to_groups(expert_outputs)), routed
+
+  @property
+  def _dispatcher(self):
+    return dispatch.DISPATCHERS[self.hparams.moe_dispatch]
 
   def _route(self, gating, tokens, level, outer_expert_dims, importance,
              embeddings, name):

@@ -42,6 +42,7 @@ class MoE2D(transformer.TransformerLayer):
                word_embed_mode=None,
                activation="relu",
                dropout_rate=0.0,
+               dispatch="einsum",
                summaries=True,
                output_dim=None,
                experts=experts_lib.feed_forward):
@@ -79,6 +80,7 @@ class MoE2D(transformer.TransformerLayer):
         moe_word_embed_mode=word_embed_mode,
         moe_activation=activation,
         moe_dropout_rate=dropout_rate,
+        moe_dispatch=dispatch,
         moe_summaries=summaries)
     self._output_dim = output_dim
     self._experts = experts
