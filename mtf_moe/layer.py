@@ -89,7 +89,7 @@ def transformer_moe_layer_v2(
 
   tokens = mtf.reshape(inputs, outer.token_dims + [m])  # [a0, g1, s, m]
   importance = _is_finite(tokens, m)  # [a0, g1, s]
-  tokens = _finite_or_zero(tokens)
+  tokens = _zero_unless(importance, tokens)
   embeddings = None
   if nonpadding is not None:
     importance *= mtf.reshape(
@@ -204,22 +204,29 @@ def _checked_rank(inputs):
 
 
 def _is_finite(tokens, depth):
-  """Ones at tokens [..., m] without NaN and infinite values, [...]."""
-  bad = mtf.cwise(
-      lambda x: tf.logical_not(tf.math.is_finite(x)), [tokens],
-      output_dtype=tf.bool)
-  # Not the minimum of its opposite, which mtf takes by negating every element.
-  return 1.0 - mtf.reduce_max(mtf.cast(bad, tokens.dtype), reduced_dim=depth)
+  """Ones at tokens [..., m] without NaN and infinite values, [...].
 
-
-def _finite_or_zero(tokens):
-  """Tokens with zeros for NaN and infinite values.
-
-  Tokens move by products with zeros and ones, and zero times NaN would be NaN
-  in all tokens of a group, and in all gradients.
+  A token so large that its sum is infinite counts as such.
   """
   return mtf.cwise(
-      lambda x: tf.where(tf.math.is_finite(x), x, tf.zeros_like(x)), [tokens])
+      lambda total: tf.cast(tf.math.is_finite(total), total.dtype),
+      [mtf.reduce_sum(tokens, reduced_dim=depth)], grad_function=0)
+
+
+def _zero_unless(finite, tokens):
+  """Tokens [..., m], and zeros in place of those where `finite` [...] is zero.
+
+  A product would not do: zero times NaN is NaN, and products with zeros and
+  ones move tokens, so all of a group, and all gradients, would be NaN.
+  """
+  def gradient(op, grad):
+    del op
+    return [_zero_unless(finite, grad), None]
+
+  return mtf.slicewise(
+      lambda x, finite: tf.math.multiply_no_nan(x, finite[..., tf.newaxis]),
+      [tokens, finite], splittable_dims=tokens.shape.dims,
+      grad_function=gradient, name="zero_unless_finite")
 
 
 def _slot_importance(weights, first_choice_above):

@@ -177,8 +177,8 @@ def _at_choices(table, values):
 def _numbers(table, values, indices):
   """Elements by their number, and 0 for the number -1; without a gradient."""
   def take(values, indices):
-    values = _rows(values[..., tf.newaxis], indices)[..., 0]
-    return tf.where(indices >= 0, values, tf.zeros_like(values))
+    taken = tf.gather(tf.reshape(values, [-1]), tf.maximum(indices, 0))
+    return tf.where(indices >= 0, taken, tf.zeros_like(taken))
 
   return mtf.slicewise(
       take, [values, indices], output_shape=indices.shape,

@@ -6,8 +6,10 @@ number of batch dimensions.
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 
 import mesh_tensorflow as mtf
+import tensorflow.compat.v1 as tf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +95,8 @@ def dispatch_tensor(combine_tensor):
 
 def fill_buffers(
     experts: Sequence[mtf.Tensor], gates: Sequence[mtf.Tensor],
-    masks: Sequence[mtf.Tensor], group_dim, capacity_dim) -> tuple[Choice, ...]:
+    wanted: Sequence[mtf.Tensor], experts_dim, capacity_dim
+    ) -> tuple[Choice, ...]:
   """Gives every wanted choice a slot in its expert's buffer, if one is left.
 
   Slots are filled in the order of the tokens in the group, all first choices
@@ -101,33 +104,60 @@ def fill_buffers(
   weights of the others stay as they are.
 
   Args:
-    experts: k times int32 [..., s], the chosen experts.
-    gates: k times float32 [..., s], the weights the choices would have.
-    masks: k times float32 [..., s, x], one at the chosen expert of each token
-      that wants it, zero elsewhere.
-    group_dim: the dimension s.
+    experts: k times int32 [<batch dims>, s], the chosen experts.
+    gates: k times float32 [<batch dims>, s], the weights the choices would
+      have.
+    wanted: k times float32 [<batch dims>, s], one where a token wants that
+      choice, zero elsewhere.
+    experts_dim: the dimension x.
     capacity_dim: the dimension c.
 
   Returns:
     k times a `Choice`
   """
+  tokens = experts[0].shape  # [<batch dims>, s]
+  batch_dims = tokens.dims[:-1]
+  per_expert = mtf.Shape(batch_dims + [experts_dim])
   choices = []
-  filled = None  # [..., x], slots that earlier choices hold
-  for expert, gate, mask in zip(experts, gates, masks):
-    position = mtf.cumsum(mask, group_dim, exclusive=True)  # [..., s, x]
-    if filled is not None:
-      position += filled
-    position *= mask
-    fits = mtf.to_float(mtf.less(position, float(capacity_dim.size)))
-    kept = mask * fits  # [..., s, x]
-    experts_dim = mask.shape.dims[-1]
-    load = mtf.reduce_sum(kept, reduced_dim=group_dim)  # [..., x]
+  filled = mtf.zeros(
+      experts[0].mesh, per_expert, tf.int32)  # Slots of earlier choices.
+  for expert, gate, wants in zip(experts, gates, wanted):
+    position, kept, demand, filled_now = mtf.slicewise(
+        functools.partial(_fill, experts_dim.size, capacity_dim.size),
+        [expert, wants, filled],
+        output_shape=[tokens, tokens, per_expert, per_expert],
+        output_dtype=[tf.int32, tf.float32, tf.int32, tf.int32],
+        splittable_dims=batch_dims, grad_function=0, name="fill_buffers")
     choices.append(Choice(
-        expert=expert,
-        position=mtf.to_int32(
-            mtf.reduce_sum(position, reduced_dim=experts_dim)),
-        weight=gate * mtf.reduce_sum(kept, reduced_dim=experts_dim),
-        demand=mtf.reduce_sum(mask, reduced_dim=group_dim),
-        load=load))
-    filled = load if filled is None else filled + load
+        expert=expert, position=position, weight=gate * kept,
+        demand=mtf.to_float(demand), load=mtf.to_float(filled_now - filled)))
+    filled = filled_now
   return tuple(choices)
+
+
+def _fill(num_experts, capacity, expert, wants, filled):
+  """Fills the buffers with one choice of every token.
+
+  Args:
+    num_experts: an integer, x.
+    capacity: an integer, c.
+    expert: int32 [<batch>, s].
+    wants: float32 [<batch>, s].
+    filled: int32 [<batch>, x], slots that are taken before.
+
+  Returns:
+    position: int32 [<batch>, s], counted from the first slot of the buffer.
+    kept: float32 [<batch>, s], one where the choice is wanted and fits.
+    demand: int32 [<batch>, x], how many tokens want each expert.
+    filled: int32 [<batch>, x], slots that are taken afterwards.
+  """
+  # Tokens come last, so that the sum runs along contiguous memory.
+  mask = tf.one_hot(
+      tf.where(wants > 0, expert, tf.fill(expert.shape, -1)), num_experts,
+      axis=expert.shape.ndims - 1, dtype=tf.int32)  # [<batch>, x, s]
+  position = filled[..., tf.newaxis] + tf.cumsum(mask, axis=-1, exclusive=True)
+  kept = mask * tf.cast(position < capacity, tf.int32)
+  return (tf.reduce_sum(position * mask, axis=-2),
+          tf.cast(tf.reduce_sum(kept, axis=-2), tf.float32),
+          tf.reduce_sum(mask, axis=-1),
+          filled + tf.reduce_sum(kept, axis=-1))

@@ -34,16 +34,16 @@ def route(
 
   gate, expert = mtf.top_1(gates, experts_dim)  # [..., s]
   mask = mtf.one_hot(expert, experts_dim, dtype=gates.dtype)  # [..., s, x]
-  balanced_gates = gates
+  wanted = mtf.ones_like(gate)  # [..., s]
   if importance is not None:
-    used = mtf.to_float(mtf.greater(importance, 0.0))  # [..., s]
-    mask, balanced_gates = mask * used, gates * used
+    wanted = mtf.to_float(mtf.greater(importance, 0.0))
   balance_loss, z_loss = router.auxiliary_losses(
-      losses.balance_loss(mask, balanced_gates, group_dim, experts_dim),
+      losses.balance_loss(
+          mask * wanted, gates * wanted, group_dim, experts_dim),
       logits, importance, hparams, train, num_microbatches)
   return routing.Routing(
       choices=routing.fill_buffers(
-          [expert], [gate], [mask], group_dim, expert_capacity_dim),
+          [expert], [gate], [wanted], experts_dim, expert_capacity_dim),
       experts_dim=experts_dim,
       capacity_dim=expert_capacity_dim,
       balance_loss=balance_loss,

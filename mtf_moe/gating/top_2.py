@@ -81,22 +81,23 @@ def route(
 
   gate_1, expert_1 = mtf.top_1(gates, experts_dim)  # [..., s]
   mask_1 = mtf.one_hot(expert_1, experts_dim, dtype=gates.dtype)  # [..., s, x]
+  wanted_1 = wanted_2 = mtf.ones_like(gate_1)  # [..., s]
   first_gates = gates
   if importance is not None:
     # A token that the level above sent here as a second choice has no first
     # choice of its own: its likeliest expert is still there to be its second.
-    full = mtf.to_float(mtf.equal(importance, 1.0))  # [..., s]
-    mask_1, gate_1, first_gates = mask_1 * full, gate_1 * full, gates * full
+    wanted_1 = mtf.to_float(mtf.equal(importance, 1.0))
+    wanted_2 = mtf.to_float(mtf.greater(importance, 0.0))
+    mask_1, gate_1, first_gates = (
+        mask_1 * wanted_1, gate_1 * wanted_1, gates * wanted_1)
 
   gates_left = gates * (1.0 - mask_1)  # [..., s, x]
   gate_2, expert_2 = mtf.top_1(gates_left, experts_dim)
-  mask_2 = mtf.one_hot(expert_2, experts_dim, dtype=gates.dtype)
-  if importance is not None:
-    mask_2 *= mtf.to_float(mtf.greater(importance, 0.0))
 
   balance_loss = losses.balance_loss(
       mask_1, first_gates, group_dim, experts_dim)
   if hparams.moe_use_second_place_loss:
+    mask_2 = mtf.one_hot(expert_2, experts_dim, dtype=gates.dtype) * wanted_2
     balance_loss += 0.5 * losses.balance_loss(
         mask_2, losses.without_first_choice(gates_left, experts_dim),
         group_dim, experts_dim)
@@ -106,11 +107,11 @@ def route(
   total = gate_1 + gate_2 + losses.EPSILON
   gate_1, gate_2 = gate_1 / total, gate_2 / total
   policy, threshold = hparams.second_policy(train)
-  mask_2 = _apply_second_policy(mask_2, gate_2, policy, threshold)
+  wanted_2 *= _used_by_policy(gate_2, policy, threshold)
   return routing.Routing(
       choices=routing.fill_buffers(
-          [expert_1, expert_2], [gate_1, gate_2], [mask_1, mask_2],
-          group_dim, expert_capacity_dim),
+          [expert_1, expert_2], [gate_1, gate_2], [wanted_1, wanted_2],
+          experts_dim, expert_capacity_dim),
       experts_dim=experts_dim,
       capacity_dim=expert_capacity_dim,
       balance_loss=balance_loss,
@@ -119,24 +120,23 @@ def route(
       z_loss=z_loss)
 
 
-def _apply_second_policy(mask, gate, policy, threshold):
-  """Leaves only the second choices that the policy uses.
+def _used_by_policy(gate, policy, threshold):
+  """Which second choices the policy uses.
 
   Args:
-    mask: float32 [..., s, x], one at the second choice.
-    gate: float32 [..., s], its normalized gate.
+    gate: float32 [..., s], the second choice's normalized gate.
     policy: one of hparams.SECOND_POLICIES.
     threshold: a float, the least gate for "threshold", the gate that is always
       used for "random".
 
   Returns:
-    float32 [..., s, x]
+    float32 [..., s] of zeros and ones
   """
   if policy == "all":
-    return mask
+    return mtf.ones_like(gate)
   if policy == "none":
-    return mtf.zeros_like(mask)
+    return mtf.zeros_like(gate)
   if policy == "threshold":
-    return mask * mtf.to_float(mtf.greater(gate, threshold))
+    return mtf.to_float(mtf.greater(gate, threshold))
   drawn = mtf.random_uniform(gate.mesh, gate.shape)  # [..., s]
-  return mask * mtf.to_float(mtf.less(drawn, gate / max(threshold, 1e-9)))
+  return mtf.to_float(mtf.less(drawn, gate / max(threshold, 1e-9)))
