@@ -5,8 +5,8 @@ by index too. Each works on the whole groups that a slice of the mesh holds: all
 batch dimensions may be split over the mesh, and the depth of a row. The group,
 the experts and the capacity may not.
 
-Shapes: `s` is the group size, `x` the experts, `c` the capacity, `k` the choices
-of a token, `m` the depth of a row.
+Shapes: `s` is the group size, `x` the experts, `c` the capacity, `k` the
+choices of a token, `m` the depth of a row.
 """
 
 from collections.abc import Sequence
@@ -72,8 +72,9 @@ class SlotTable:
       sources = tf.scatter_nd(
           tf.reshape(targets, [-1, 1]), tf.range(1, num_choices + 1),
           [num_slots + 1])[:-1] - 1
-      return (tf.where(used, slots, tf.fill(slots.shape, -1)),
-              tf.reshape(sources, [experts_dim.size, *batch, capacity_dim.size]))
+      sources = tf.reshape(
+          sources, [experts_dim.size, *batch, capacity_dim.size])
+      return tf.where(used, slots, tf.fill(slots.shape, -1)), sources
 
     return cls(*mtf.slicewise(
         number, [*experts, *positions, *used],
@@ -143,7 +144,8 @@ def sum_of_slots(table: SlotTable, rows: mtf.Tensor,
 
   inputs = [rows, table.slots] + ([] if weights is None else [weights])
   return mtf.slicewise(
-      add_up, inputs, output_shape=mtf.Shape(table.slots.shape.dims[1:]) + depth,
+      add_up, inputs,
+      output_shape=mtf.Shape(table.slots.shape.dims[1:] + [depth]),
       output_dtype=rows.dtype, splittable_dims=table.batch_dims + [depth],
       grad_function=gradient, name="sum_of_slots")
 

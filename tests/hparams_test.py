@@ -82,6 +82,7 @@ def test_the_layer_needs_two_levels():
     ("moe_gating", ("switch", "x"), "moe_gating = 'x'.*'top_2', 'switch'"),
     ("moe_gating", ("switch",), r"moe_gating = \('switch',\) must be one"),
     ("moe_gating", None, "MoE2D.moe_gating = None"),
+    ("moe_dispatch", "gather", "MoE2D.dispatch = 'gather'.*'einsum', 'index'"),
     ("moe_second_policy_train", "some", "policy_train = 'some'.*'threshold'"),
     ("moe_second_policy_eval", None, "second_policy_eval = None.*'random'"),
     ("moe_second_threshold_train", -0.1, "second_threshold_train = -0.1"),

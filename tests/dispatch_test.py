@@ -1,0 +1,158 @@
+"""Both ways of dispatch, held against each other, and what they cost."""
+
+import collections
+
+import hypothesis
+from hypothesis import strategies as st
+import mesh_tensorflow as mtf
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import mtf_moe
+from tests import harness
+from tests.oracle import comparison
+from tests.oracle import strategies
+from tests.oracle.case import Case
+
+# Sums of two to three terms in another order; in bfloat16, where one way rounds
+# products and the other their sum, two units in the last place.
+TOLERANCE = {tf.float32: 2e-6, tf.bfloat16: 2.0 ** -7}
+# Gradients smaller than this are differences of terms of order 1.
+SMALLEST_GRADIENT = 0.1
+GATINGS = ("top_2", "top_2", "switch", ("top_2", "switch"), ("switch", "top_2"))
+
+
+def run_both(case, gating="top_2"):
+  """The results of both ways in one graph, by name."""
+  impl = harness.mesh_impl(*case.mesh, layout=case.layout)
+
+  def layer(dispatch):
+    def call(tensors):
+      return mtf_moe.transformer_moe_layer_v2(
+          tensors["inputs"], comparison.output_dim(case),
+          case.hparams(moe_dispatch=dispatch, moe_gating=gating), case.train,
+          harness.variable_dtype(case.dtype), layout=impl.layout_rules,
+          mesh_shape=impl.shape, nonpadding=tensors.get("nonpadding"),
+          num_microbatches=case.num_microbatches)
+    return call
+
+  with comparison.shared_draws(case):
+    return harness.run_layers(
+        {way: layer(way) for way in ("einsum", "index")},
+        comparison.arrays(case), impl, case.weights, case.dtype, case.seed)
+
+
+def check_equal(case, gating="top_2"):
+  results = run_both(case, gating)
+  einsum, index = results["einsum"], results["index"]
+  tolerance = TOLERANCE[case.dtype]
+  assert index.variables == einsum.variables
+  np.testing.assert_array_equal(index.loss, einsum.loss)
+  np.testing.assert_allclose(
+      index.output, einsum.output, rtol=0,
+      atol=tolerance * np.abs(einsum.output).max())
+  for name, expected in [("inputs", einsum.input_gradient),
+                         *einsum.gradients.items()]:
+    actual = index.gradients.get(name, index.input_gradient)
+    np.testing.assert_allclose(
+        actual, expected, rtol=0, err_msg=name,
+        atol=tolerance * max(np.abs(expected).max(), SMALLEST_GRADIENT))
+
+
+@pytest.mark.parametrize("shard", range(4))
+def test_generated_cases(shard):
+  @hypothesis.seed(shard)
+  @hypothesis.settings(max_examples=8)
+  @hypothesis.given(strategies.any_cases(), st.sampled_from(GATINGS))
+  def check(case, gating):
+    check_equal(case, gating)
+
+  check()
+
+
+@pytest.mark.parametrize("layout", [
+    harness.CANONICAL_LAYOUT, "outer_batch:outer,d_model:batch",
+    "d_model:outer,batch:batch,expert_x:batch"])
+def test_split_dimensions(layout):
+  """All batch dimensions of both levels, and the depth of inputs and outputs.
+  """
+  check_equal(Case(
+      mesh=(2, 2), layout=layout, policy="all", shape=(2, 4, 8),
+      importance="halves", second_place_loss=True, router="near_equal"))
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16], ids=str)
+def test_weights_of_zero(dtype):
+  """They hold a slot, but nothing is sent to it."""
+  check_equal(Case(router="saturated", policy="all", dtype=dtype,
+                   factors=(0.5, 0.5, 0.5)))
+
+
+def collectives(dispatch, with_inputs, mesh=(2, 2)):
+  """Counts operations that communicate in a training step of the layer.
+
+  Args:
+    dispatch: the way.
+    with_inputs: whether the inputs are differentiated, too.
+    mesh: the mesh's size.
+
+  Returns:
+    a Counter by the kind of operation
+  """
+  case = Case(mesh=mesh, shape=(2, 4, 8), policy="all")
+  impl = harness.mesh_impl(*mesh)
+  with tf.Graph().as_default():
+    graph = mtf.Graph()
+    depth = mtf.Dimension("d_model", 6)
+    tokens = mtf.zeros(
+        mtf.Mesh(graph, "mesh"), mtf.Shape([*case.token_dims(), depth]))
+    outputs, loss = mtf_moe.transformer_moe_layer_v2(
+        tokens, depth, case.hparams(moe_dispatch=dispatch), True,
+        harness.variable_dtype(), layout=impl.layout_rules,
+        mesh_shape=impl.shape)
+    mtf.gradients(
+        [mtf.reduce_sum(mtf.square(outputs)) + loss],
+        [v.outputs[0] for v in graph.trainable_variables]
+        + ([tokens] if with_inputs else []))
+    lowering = mtf.Lowering(graph, {tokens.mesh: impl}, autostack=False)
+  return collections.Counter(
+      name.split("/")[0] for name, _ in lowering.counters)
+
+
+@pytest.mark.parametrize("dispatch", ["einsum", "index"])
+def test_all_to_alls_of_a_training_step(dispatch):
+  """Five forward; back, two for the outputs, and two for inputs that need it.
+
+  What has no gradient, such as the importance of slots, does not travel back.
+  """
+  counted = collectives(dispatch, with_inputs=False)
+  assert counted["alltoall"] == 5 + 2
+  assert collectives(dispatch, with_inputs=True)["alltoall"] == 5 + 4
+  assert "allconcat" not in counted
+
+
+def test_same_summaries():
+  """What is recorded does not depend on how tokens move."""
+  case = Case(policy="all", importance="halves")
+
+  def build(tensors):
+    recorded = []
+    for dispatch in ("einsum", "index"):
+      with tf.variable_scope(dispatch):
+        mtf_moe.transformer_moe_layer_v2(
+            tensors["inputs"], tensors["inputs"].shape.dims[-1],
+            case.hparams(moe_dispatch=dispatch, moe_summaries=True), True,
+            harness.variable_dtype(), nonpadding=tensors["nonpadding"])
+    for dispatch in ("einsum", "index"):
+      prefix = f"moe/{dispatch}/"
+      recorded.append({
+          name.removeprefix(prefix): value for name, value
+          in harness.summaries(tensors["inputs"].graph).items()
+          if name.startswith(prefix)})
+    return recorded
+
+  einsum, index = harness.evaluate(
+      build, comparison.arrays(case),
+      lambda name, shape: case.weights(name.partition("/")[2], shape))
+  assert einsum == index and len(einsum) > 20
