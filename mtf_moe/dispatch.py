@@ -29,9 +29,7 @@ class OneHotDispatcher:
       dtype: a tf.DType, that of the tokens.
     """
     self._combine_tensor = routed.combine_tensor(dtype)  # [..., s, x, c]
-    # Without a gradient of its own, or mtf would compute one for nothing.
-    self._dispatch_tensor = mtf.stop_gradient(
-        routing.dispatch_tensor(self._combine_tensor))
+    self._dispatch_tensor = routing.dispatch_tensor(self._combine_tensor)
     self._experts_dim = routed.experts_dim
     self._capacity_dim = routed.capacity_dim
 
@@ -68,12 +66,12 @@ class OneHotDispatcher:
     """The weight of the token in each slot, 0 for an empty one.
 
     Returns:
-      a Tensor [x, <batch dims>, c], through which no gradient flows
+      a Tensor [x, <batch dims>, c]
     """
     *batch_dims, _, _, _ = self._combine_tensor.shape.dims
-    return mtf.stop_gradient(mtf.reduce_sum(
+    return mtf.reduce_sum(
         self._combine_tensor,
-        output_shape=[self._experts_dim] + batch_dims + [self._capacity_dim]))
+        output_shape=[self._experts_dim] + batch_dims + [self._capacity_dim])
 
 
 class IndexDispatcher:

@@ -64,11 +64,11 @@ MUTATIONS = [
              "  gate_1 = mtf.stop_gradient(gate_1)\n"
              "  gates_left = gates * (1.0 - mask_1)", ORACLE),
     Mutation(3, "first mask at any importance", TOP_2,
-             "mask_1 * full, gate_1", "mask_1, gate_1", BY_HAND),
+             "mask_1 * wanted_1, gate_1", "mask_1, gate_1", BY_HAND),
     Mutation(3, "first gate at any importance", TOP_2,
-             "gate_1 * full,", "gate_1,", BY_HAND),
+             "gate_1 * wanted_1,", "gate_1,", BY_HAND),
     Mutation(3, "density proxy at any importance", TOP_2,
-             "gates * full", "gates", BY_HAND),
+             "gates * wanted_1", "gates", BY_HAND),
     Mutation(4, "second choices of padding", TOP_2,
              "mtf.greater(importance, 0.0)", "mtf.greater(importance, -1.0)",
              BY_HAND),
@@ -76,8 +76,7 @@ MUTATIONS = [
              "gate_1 / total, gate_2 / total", "gate_1, gate_2", BY_HAND),
     Mutation(5, "normalized over the choices in use", TOP_2,
              "  return routing.Routing(",
-             "  used = gate_1 + gate_2 * mtf.reduce_sum(\n"
-             "      mask_2, reduced_dim=experts_dim)\n"
+             "  used = gate_1 + gate_2 * wanted_2\n"
              "  gate_1, gate_2 = gate_1 / used, gate_2 / used\n"
              "  return routing.Routing(", ORACLE),
     Mutation(6, "mean of the product", LOSSES,
@@ -88,7 +87,7 @@ MUTATIONS = [
     Mutation(6, "unimportant tokens left out of the mean", TOP_2,
              "  balance_loss, z_loss =",
              "  if importance is not None:\n"
-             "    balance_loss /= mtf.square(mtf.reduce_mean(full))\n"
+             "    balance_loss /= mtf.square(mtf.reduce_mean(wanted_1))\n"
              "  balance_loss, z_loss =", BY_HAND),
     Mutation(7, "counts in full", TOP_2, "+= 0.5 *", "+= 1.0 *", BY_HAND),
     Mutation(7, "gates left not normalized", LOSSES,
@@ -97,7 +96,7 @@ MUTATIONS = [
     Mutation(7, "proxy masked by importance", TOP_2,
              "losses.without_first_choice(gates_left, experts_dim)",
              "losses.without_first_choice(gates_left, experts_dim)"
-             " * (1.0 if importance is None else full)", BY_HAND),
+             " * wanted_1", BY_HAND),
     Mutation(8, "not divided by microbatches", ROUTER,
              "balance_loss /= num_microbatches",
              "balance_loss /= 1", BY_HAND),
@@ -111,26 +110,26 @@ MUTATIONS = [
              "mtf.less(drawn", "mtf.less_equal(drawn", BY_HAND),
     Mutation(9, "no floor below the threshold", TOP_2,
              "max(threshold, 1e-9)", "max(threshold, 1.0)", BY_HAND),
-    Mutation(9, "one number for every expert", TOP_2,
+    Mutation(9, "one number for all tokens", TOP_2,
              "mtf.random_uniform(gate.mesh, gate.shape)",
-             "mtf.random_uniform(mask.mesh, mask.shape)", BY_HAND),
+             "mtf.random_uniform(gate.mesh, mtf.Shape([]))", BY_HAND),
     Mutation(10, "inclusive count", ROUTING, "exclusive=True",
              "exclusive=False", BY_HAND),
     Mutation(10, "second choices not behind the first", ROUTING,
-             "position += filled", "position += 0 * filled", BY_HAND),
-    Mutation(11, "one slot too many", ROUTING, "mtf.less(position",
-             "mtf.less_equal(position", BY_HAND),
+             "filled[..., tf.newaxis] + tf.cumsum", "tf.cumsum", BY_HAND),
+    Mutation(11, "one slot too many", ROUTING, "position < capacity",
+             "position <= capacity", BY_HAND),
     Mutation(11, "the first weight takes the rest", TOP_2,
-             "[gate_1, gate_2], [mask_1",
-             "[gate_1 + gate_2 * (1.0 - mtf.reduce_sum("
-             "mask_2, reduced_dim=experts_dim)), gate_2], [mask_1", ORACLE),
+             "[gate_1, gate_2], [wanted_1",
+             "[gate_1 + gate_2 * (1.0 - wanted_2), gate_2], [wanted_1",
+             ORACLE),
     Mutation(12, "dispatch from the weights in float32", TOP_2,
              "routing.dispatch_tensor(combine), combine",
              "mtf.cast(routing.dispatch_tensor(routed.combine_tensor("
              "routed.balance_loss.dtype)), inputs.dtype), combine", BY_HAND),
     Mutation(12, "a gate of zero holds no slot", TOP_2,
              "  policy, threshold =",
-             "  mask_2 *= mtf.to_float(mtf.greater(gate_2, 0.0))\n"
+             "  wanted_2 *= mtf.to_float(mtf.greater(gate_2, 0.0))\n"
              "  policy, threshold =", BY_HAND),
     Mutation(12, "a gradient through dispatch", ROUTING,
              "mtf.cast(mtf.not_equal(combine_tensor, 0), combine_tensor.dtype)",

@@ -5,6 +5,7 @@ import collections
 import hypothesis
 from hypothesis import strategies as st
 import mesh_tensorflow as mtf
+from mesh_tensorflow.transformer import moe
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
@@ -89,28 +90,29 @@ def test_weights_of_zero(dtype):
                    factors=(0.5, 0.5, 0.5)))
 
 
-def collectives(dispatch, with_inputs, mesh=(2, 2)):
-  """Counts operations that communicate in a training step of the layer.
+def collectives(layer, with_inputs, **hparams):
+  """Counts operations that communicate in a training step on a 2x2 mesh.
 
   Args:
-    dispatch: the way.
+    layer: ours, or the reference's.
     with_inputs: whether the inputs are differentiated, too.
-    mesh: the mesh's size.
+    **hparams: that differ from a case's.
 
   Returns:
     a Counter by the kind of operation
   """
-  case = Case(mesh=mesh, shape=(2, 4, 8), policy="all")
-  impl = harness.mesh_impl(*mesh)
+  case = Case(mesh=(2, 2), shape=(2, 4, 8), policy="all")
+  impl = harness.mesh_impl(*case.mesh)
   with tf.Graph().as_default():
     graph = mtf.Graph()
     depth = mtf.Dimension("d_model", 6)
     tokens = mtf.zeros(
         mtf.Mesh(graph, "mesh"), mtf.Shape([*case.token_dims(), depth]))
-    outputs, loss = mtf_moe.transformer_moe_layer_v2(
-        tokens, depth, case.hparams(moe_dispatch=dispatch), True,
+    outputs, loss = layer(
+        tokens, depth, case.hparams(**hparams), True,
         harness.variable_dtype(), layout=impl.layout_rules,
-        mesh_shape=impl.shape)
+        mesh_shape=impl.shape,
+        nonpadding=mtf.ones(tokens.mesh, mtf.Shape(case.token_dims())))
     mtf.gradients(
         [mtf.reduce_sum(mtf.square(outputs)) + loss],
         [v.outputs[0] for v in graph.trainable_variables]
@@ -123,13 +125,17 @@ def collectives(dispatch, with_inputs, mesh=(2, 2)):
 @pytest.mark.parametrize("dispatch", ["einsum", "index"])
 def test_all_to_alls_of_a_training_step(dispatch):
   """Five forward; back, two for the outputs, and two for inputs that need it.
-
-  What has no gradient, such as the importance of slots, does not travel back.
   """
-  counted = collectives(dispatch, with_inputs=False)
-  assert counted["alltoall"] == 5 + 2
-  assert collectives(dispatch, with_inputs=True)["alltoall"] == 5 + 4
-  assert "allconcat" not in counted
+  def count(with_inputs):
+    return collectives(mtf_moe.transformer_moe_layer_v2, with_inputs,
+                       moe_dispatch=dispatch)
+
+  assert count(with_inputs=False)["alltoall"] == 5 + 2
+  assert count(with_inputs=True)["alltoall"] == 5 + 4
+  assert "allconcat" not in count(with_inputs=True)
+  # The reference differentiates its dispatch tensor, and throws that away.
+  assert collectives(
+      moe.transformer_moe_layer_v2, with_inputs=False)["alltoall"] == 5 + 4
 
 
 def test_same_summaries():
