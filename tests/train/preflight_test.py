@@ -6,6 +6,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import mtf_moe
+from mtf_moe.configured_model import ConfiguredModel
 from mtf_moe.train import preflight
 from tests import gin_config
 from tests import harness
@@ -80,7 +81,7 @@ def test_a_checkpoint_of_another_model(text, tmp_path):
   gin_config.parse(
       ["models/lm_tiny.gin", "meshes/cpu_2x2.gin", "data/bytes.gin"],
       [f"TextFiles.glob = '{text}'", "TextFiles.held_out = 0.5"])
-  shapes = preflight.model_variables()
+  shapes = ConfiguredModel.from_gin().variables()
   assert shapes[f"{LAYER}/wi/kernel"] == [2, 2, 32, 64]
   save_checkpoint(tmp_path, shapes)
   check(text, model_dir=tmp_path)  # The right one.

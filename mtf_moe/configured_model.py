@@ -1,0 +1,149 @@
+"""The model and the training step that gin has configured for mtf's `run`.
+
+Built as mtf graphs, which need no session and no TensorFlow: for checks before
+a run, and for counting what one would cost.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+import gin
+import mesh_tensorflow as mtf
+from mesh_tensorflow.transformer import transformer
+from mesh_tensorflow.transformer import utils
+import tensorflow.compat.v1 as tf
+
+from mtf_moe import levels
+
+_ONE_STACK = ("lm", "delimited_lm")  # Models that have targets only.
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfiguredModel:
+  """What the parameters of mesh_tensorflow's `run` state.
+
+  Attributes:
+    run: the gin bindings of `run`.
+    lengths: the length of sequences, by feature.
+    mesh_shape: a mtf.Shape.
+    layout: a mtf.LayoutRules.
+    batch_dims: [batch] or [outer_batch, batch], as the model sees them.
+    num_microbatches: into how many parts a training step cuts `batch`.
+  """
+
+  run: dict
+  lengths: dict[str, int]
+  mesh_shape: mtf.Shape
+  layout: mtf.LayoutRules
+  batch_dims: Sequence[mtf.Dimension]
+  num_microbatches: int
+
+  @classmethod
+  def from_gin(cls, mesh_shape=None, layout_rules=None):
+    """Reads and checks the bindings.
+
+    Args:
+      mesh_shape: an input to mtf.convert_to_shape, in place of that of gin.
+      layout_rules: an input to mtf.convert_to_layout_rules, likewise.
+
+    Returns:
+      a ConfiguredModel; None where the lengths of sequences, and with them the
+      model, depend on the data of an evaluation.
+
+    Raises:
+      ValueError: if the batch does not fit the mesh.
+    """
+    run = gin.get_bindings("utils.run")
+    lengths = run.get("sequence_length")
+    if lengths is None:
+      return None
+    if isinstance(lengths, int):
+      lengths = {"inputs": lengths, "targets": lengths}
+    mesh_shape = mtf.convert_to_shape(mesh_shape or run["mesh_shape"])
+    layout = mtf.convert_to_layout_rules(layout_rules or run["layout_rules"])
+    batch_dims = _batch_dims(run, lengths, mesh_shape, layout)
+    return cls(
+        run, lengths, mesh_shape, layout, batch_dims,
+        utils.serialize_num_microbatches(
+            batch_dims[-1], lengths, mesh_shape, layout))
+
+  @property
+  def mode(self) -> str:
+    """"train" or "eval"; all other modes have the variables of the latter."""
+    return "train" if self.run.get("mode", "train") == "train" else "eval"
+
+  @property
+  def microbatch_dims(self):
+    """`batch_dims` of one part of a step."""
+    *outer, batch = self.batch_dims
+    return [*outer, mtf.Dimension(
+        batch.name, batch.size // self.num_microbatches)]
+
+  def loss(self, mesh, mode) -> mtf.Tensor:
+    """Builds the model on one microbatch of zeros.
+
+    Args:
+      mesh: a mtf.Mesh.
+      mode: "train" or "eval".
+
+    Returns:
+      a scalar
+    """
+    vocabulary = self.run.get("vocabulary")
+    model_type = self.run.get("model_type", "bitransformer")
+    model = utils.build_model(
+        model_type=model_type,
+        input_vocab_size=utils.inputs_vocabulary(vocabulary).vocab_size,
+        output_vocab_size=utils.targets_vocabulary(vocabulary).vocab_size,
+        mesh_shape=self.mesh_shape, layout_rules=self.layout)
+
+    def ids(feature):
+      return mtf.zeros(
+          mesh, self.microbatch_dims + [
+              mtf.Dimension("length", self.lengths[feature])], tf.int32)
+
+    inputs = (transformer.autoregressive_inputs(ids("targets"))
+              if model_type in _ONE_STACK else ids("inputs"))
+    _, loss = model.call_simple(
+        inputs=inputs, targets=ids("targets"), compute_loss=True, mode=mode,
+        variable_dtype=utils.get_variable_dtype(),
+        num_microbatches=self.num_microbatches)
+    return loss
+
+  def variables(self) -> dict[str, list[int]]:
+    """The shapes of all variables of the model, by name."""
+    with tf.Graph().as_default():
+      graph = mtf.Graph()
+      self.loss(mtf.Mesh(graph, "variables"), self.mode)
+    return {variable.name: variable.shape.to_integer_list
+            for variable in graph.all_variables}
+
+
+def _batch_dims(run, lengths, mesh_shape, layout):
+  """The batch Dimensions that the model will see."""
+  batch_size = run.get("batch_size", ("tokens_per_replica", 2048))
+  if not isinstance(batch_size, int):
+    batch_size = utils.compute_batch_size(
+        lengths, mesh_shape, layout, batch_size)
+  if batch_size <= 0:
+    raise ValueError(
+        f"run.batch_size = {run.get('batch_size')!r} makes a batch of "
+        f"{batch_size} sequences: set it to a positive number.")
+  outer = gin.get_bindings("tpu_estimator_model_fn").get("outer_batch_size", 1)
+  split = levels.MeshSplit(layout, mesh_shape)
+  has_outer_batch = run.get("mode", "train") in ("train", "perplexity_eval")
+  if not (has_outer_batch and outer):
+    dims = [mtf.Dimension("batch", batch_size)]
+  else:
+    if batch_size % outer:
+      raise ValueError(
+          f"run.batch_size = {batch_size} sequences cannot be cut into "
+          f"tpu_estimator_model_fn.outer_batch_size = {outer} parts: make the "
+          f"batch a multiple of {outer}, or change outer_batch_size.")
+    dims = [mtf.Dimension(levels.OUTER_BATCH, outer),
+            mtf.Dimension("batch", batch_size // outer)]
+    split.check_divides(dims[0], "tpu_estimator_model_fn.outer_batch_size")
+  split.check_divides(
+      dims[-1],
+      "run.batch_size (over tpu_estimator_model_fn.outer_batch_size)")
+  return dims
