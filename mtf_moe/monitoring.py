@@ -132,13 +132,10 @@ def balance(routed: routing.Routing, expert_dims: Sequence[mtf.Dimension]):
     `MAX_EXPERTS_SHOWN` experts the share of each one, "load/expert_2" or
     "load/expert_2_0".
   """
-  experts = [mtf.Dimension(f"expert_{i}_counted", dim.size)
-             for i, dim in enumerate(expert_dims)]
-  num_experts = math.prod(dim.size for dim in experts)
-  demand = mtf.reshape(
-      mtf.add_n([
-          mtf.reduce_sum(choice.demand, output_shape=expert_dims)
-          for choice in routed.choices]), experts)  # [x] or [x, y]
+  num_experts = math.prod(dim.size for dim in expert_dims)
+  demand = mtf.add_n([
+      mtf.reduce_sum(choice.demand, output_shape=expert_dims)
+      for choice in routed.choices])  # [x], or [x1, y]
   # Where nothing was wanted, the shares are zero.
   share = demand / mtf.maximum(mtf.reduce_sum(demand), 1.0)
   mean = 1.0 / num_experts
@@ -148,9 +145,11 @@ def balance(routed: routing.Routing, expert_dims: Sequence[mtf.Dimension]):
           mtf.reduce_mean(mtf.square(share - mean))) / mean,
   }
   if num_experts <= MAX_EXPERTS_SHOWN:
+    unsplit = [mtf.Dimension(f"expert_{i}_counted", dim.size)
+               for i, dim in enumerate(expert_dims)]
     all_experts = mtf.Dimension("all_experts", num_experts)
-    shares = mtf.unstack(mtf.reshape(share, [all_experts]), all_experts)
-    for number, value in enumerate(shares):
+    shares = mtf.reshape(mtf.reshape(share, unsplit), [all_experts])
+    for number, value in enumerate(mtf.unstack(shares, all_experts)):
       *first, last = expert_dims
       index = [number // last.size] if first else []
       name = "_".join(map(str, index + [number % last.size]))

@@ -1,0 +1,1 @@
+"""What a configuration costs, and what is wrong with it, before it runs."""
