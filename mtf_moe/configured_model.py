@@ -39,33 +39,50 @@ class ConfiguredModel:
   num_microbatches: int
 
   @classmethod
-  def from_gin(cls, mesh_shape=None, layout_rules=None):
+  def from_gin(
+      cls, mesh_shape=None, layout_rules=None, outer_batch_size=None):
     """Reads and checks the bindings.
 
     Args:
       mesh_shape: an input to mtf.convert_to_shape, in place of that of gin.
       layout_rules: an input to mtf.convert_to_layout_rules, likewise.
+      outer_batch_size: an integer, likewise.
 
     Returns:
       a ConfiguredModel; None where the lengths of sequences, and with them the
       model, depend on the data of an evaluation.
 
     Raises:
-      ValueError: if the batch does not fit the mesh.
+      ValueError: if the mesh or the layout cannot be read, or the batch does
+        not fit the mesh.
     """
     run = gin.get_bindings("utils.run")
+    if outer_batch_size is None:
+      outer_batch_size = gin.get_bindings("tpu_estimator_model_fn").get(
+          "outer_batch_size", 1)
     lengths = run.get("sequence_length")
     if lengths is None:
       return None
     if isinstance(lengths, int):
       lengths = {"inputs": lengths, "targets": lengths}
-    mesh_shape = mtf.convert_to_shape(mesh_shape or run["mesh_shape"])
-    layout = mtf.convert_to_layout_rules(layout_rules or run["layout_rules"])
-    batch_dims = _batch_dims(run, lengths, mesh_shape, layout)
+    mesh_shape = _parsed(
+        mtf.convert_to_shape, "run.mesh_shape",
+        mesh_shape or run.get("mesh_shape"), "outer:4,batch:4")
+    layout = _parsed(
+        mtf.convert_to_layout_rules, "run.layout_rules",
+        run.get("layout_rules") if layout_rules is None else layout_rules,
+        "outer_batch:outer,batch:batch,expert_x:batch,expert_y:outer")
+    batch_dims = _batch_dims(
+        run, lengths, mesh_shape, layout, outer_batch_size)
     return cls(
         run, lengths, mesh_shape, layout, batch_dims,
         utils.serialize_num_microbatches(
             batch_dims[-1], lengths, mesh_shape, layout))
+
+  @property
+  def rules(self) -> dict[str, str]:
+    """The layout as the mesh dimension of each dimension that it splits."""
+    return dict(sorted(self.layout._pairs))  # mtf only answers one by one.
 
   @property
   def mode(self) -> str:
@@ -119,7 +136,20 @@ class ConfiguredModel:
             for variable in graph.all_variables}
 
 
-def _batch_dims(run, lengths, mesh_shape, layout):
+def _parsed(parse, name, value, example):
+  """What mtf makes of a string, or a ValueError that names the parameter."""
+  try:
+    parsed = parse(value)
+  except (TypeError, ValueError):
+    parsed = None
+  if parsed is None:
+    raise ValueError(
+        f"{name} = {value!r} cannot be read: write pairs of a name and what "
+        f'belongs to it, such as "{example}".')
+  return parsed
+
+
+def _batch_dims(run, lengths, mesh_shape, layout, outer):
   """The batch Dimensions that the model will see."""
   batch_size = run.get("batch_size", ("tokens_per_replica", 2048))
   if not isinstance(batch_size, int):
@@ -129,7 +159,6 @@ def _batch_dims(run, lengths, mesh_shape, layout):
     raise ValueError(
         f"run.batch_size = {run.get('batch_size')!r} makes a batch of "
         f"{batch_size} sequences: set it to a positive number.")
-  outer = gin.get_bindings("tpu_estimator_model_fn").get("outer_batch_size", 1)
   split = levels.MeshSplit(layout, mesh_shape)
   has_outer_batch = run.get("mode", "train") in ("train", "perplexity_eval")
   if not (has_outer_batch and outer):

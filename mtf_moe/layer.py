@@ -99,7 +99,7 @@ def transformer_moe_layer_v2(
     embeddings = mtf.reshape(
         mtf.cast(token_embeddings, inputs.dtype), tokens.shape)
 
-  mixture = _Mixture(
+  mixture = Mixture(
       outer, inner, output_dim, hparams, train, variable_dtype,
       num_microbatches, experts)
   outputs, routings = mixture.first_level(tokens, importance, embeddings)
@@ -113,7 +113,7 @@ def transformer_moe_layer_v2(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Mixture:
+class Mixture:
   """The two levels, each: choose, move, transform, move back."""
 
   outer: levels.Level

@@ -85,6 +85,11 @@ class MoE2D(transformer.TransformerLayer):
     self._output_dim = output_dim
     self._experts = experts
 
+  @property
+  def hparams(self) -> MoeHparams:
+    """The parameters, under the names that `MoeHparams` gives them."""
+    return self._hparams
+
   def call(self, context, x, losses=None):
     """Applies the layer and adds its loss to the context's.
 

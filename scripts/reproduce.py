@@ -8,7 +8,7 @@ training steps on LM1B. They are counters that mesh_tensorflow keeps while it
 lowers a model to TensorFlow. This script lowers the same training steps, with
 mesh_tensorflow's layers and with those of mtf_moe, and prints what it counts
 next to what was published. Nothing is ever run. The whole table takes seven
-minutes on one core, and 1.1 GB. It needs the extra "reproduce" of setup.py.
+minutes on one core, and 1.1 GB.
 
 All numbers are totals over the slices of the mesh. The counters have not
 changed since: the tensor2tensor of August 2018, lowered on the same meshes, and

@@ -1,8 +1,8 @@
 """A mesh implementation that lowers the program of one core, to count it.
 
-The program that a TPU pod runs is the same on all cores. This one has slices of
-one core only, where a real mesh makes those of all cores, of every variable; and
-in place of a collective, whatever has the shape of its result. It cannot be run:
+The program that a TPU pod runs is the same on all cores. Here, variables have
+the slice of one core only, where a real mesh makes those of all; and in place
+of a collective there is whatever has the shape of its result. It cannot be run:
 it is what a training step is counted on.
 """
 
@@ -11,6 +11,8 @@ import dataclasses
 import mesh_tensorflow as mtf
 from mesh_tensorflow import simd_mesh_impl
 import tensorflow.compat.v1 as tf
+
+MARK = "mark/"  # The counters of that name are of no operation.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +116,7 @@ def _summed_as(dtype):
 
 
 class Mark(mtf.Operation):
-  """Sets the mark of the mesh implementation when it is lowered."""
+  """Tells collectives and counters of what follows from those before it."""
 
   def __init__(self, mesh, mark):
     super().__init__([], mesh, name="mark")
@@ -122,3 +124,4 @@ class Mark(mtf.Operation):
 
   def lower(self, lowering):
     lowering.mesh_impl(self).mark = self._mark
+    lowering.add_counter(MARK + self._mark, 0)

@@ -23,7 +23,7 @@ from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
 from mtf_moe import compat
-from mtf_moe.train import config_files
+from mtf_moe import config_files
 from mtf_moe.train import evaluation
 from mtf_moe.train import preflight
 

@@ -7,7 +7,7 @@ import re
 import gin
 import pytest
 
-from mtf_moe.train import config_files
+from mtf_moe import config_files
 from mtf_moe.train import preflight
 from mtf_moe.train import vocabulary
 from tests import gin_config

@@ -1,0 +1,96 @@
+"""The command line: what a configuration costs, without running it.
+
+    python -m mtf_moe.plan --gin_file=models/lm_small.gin \\
+        --gin_file=meshes/tpu_4x4.gin --gin_file=data/bytes.gin
+
+Gin files and parameters are those of mtf_moe.train; the text itself is not
+needed, only the vocabulary. Counts parameters, products, memory and what cores
+exchange on the lowered training step, and says what looks wrong in it.
+"""
+
+import importlib
+import json
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+import gin
+from mesh_tensorflow.transformer import utils
+import tabulate
+import tensorflow.compat.v1 as tf
+
+from mtf_moe import config_files
+from mtf_moe.configured_model import ConfiguredModel
+from mtf_moe.plan import planning
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string(
+    "mesh_shape", None, "In place of run.mesh_shape, such as outer:4,batch:4.")
+flags.DEFINE_string("layout_rules", None, "In place of run.layout_rules.")
+flags.DEFINE_bool("json", False, "Print JSON, with sizes in bytes.")
+flags.DEFINE_bool(
+    "suggest", False, "Rank the meshes of so many cores as run.mesh_shape has, "
+    "with the canonical layout, by what cores exchange and by memory.")
+flags.DEFINE_multi_string(
+    "module_import", [], "Python modules to import first, such as those that "
+    "define your own gin configurables.")
+
+# What a plan does not need, or would have no part in a run: the text, and
+# summaries, which a TPU leaves out unless it is asked for them.
+_OVERRIDES = ["run.perplexity_eval_steps = None", "run.mode = 'train'",
+              "MoE2D.summaries = False"]
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+  logging.set_verbosity(logging.FATAL)
+  tf.get_logger().setLevel("ERROR")
+  tf.disable_v2_behavior()
+  try:
+    for module in FLAGS.module_import:
+      importlib.import_module(module)
+    _parse_gin()
+    configured = ConfiguredModel.from_gin(FLAGS.mesh_shape, FLAGS.layout_rules)
+    if configured is None:
+      raise ValueError(
+          "run.sequence_length is not set: give the length of sequences, such "
+          "as --gin_param='run.sequence_length = 256'.")
+    plans = (planning.suggest(configured.mesh_shape.size) if FLAGS.suggest
+             else [planning.make(configured)])
+  except (ImportError, OSError, ValueError) as error:
+    sys.exit(f"mtf_moe.plan: {error}")
+  if FLAGS.json:
+    shown = [plan.as_json() for plan in plans]
+    print(json.dumps(shown if FLAGS.suggest else shown[0], indent=2))
+  else:
+    print(_ranking(plans) if FLAGS.suggest else plans[0].text())
+
+
+def _parse_gin():
+  gin.add_config_file_search_path(config_files.directory())
+  gin.parse_config("import mtf_moe")
+  utils.parse_gin_defaults_and_flags()
+  with gin.unlock_config():
+    gin.parse_config(_OVERRIDES)
+
+
+def _ranking(plans):
+  rows = [
+      [number, plan.mesh_shape, f"{plan.costs.sent_bytes / 2 ** 20:,.1f}",
+       f"{plan.costs.memory_bytes / 2 ** 20:,.1f}",
+       f"{plan.costs.flops_per_core / 1e12:,.3f}", len(plan.findings)]
+      for number, plan in enumerate(plans, 1)]
+  return "\n".join([
+      tabulate.tabulate(rows, headers=[
+          "", "run.mesh_shape", "MiB a core sends", "MiB it holds (estimate)",
+          "TFLOP it computes", "warnings"], disable_numparse=True),
+      "", "in a training step, with tpu_estimator_model_fn.outer_batch_size as "
+      "large as the mesh dimension `outer` and",
+      f'run.layout_rules = "{planning.CANONICAL_LAYOUT}"'])
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,179 @@
+"""What a training step costs, counted on the lowered step."""
+
+import collections
+import dataclasses
+import re
+
+import mesh_tensorflow as mtf
+import numpy as np
+
+from mtf_moe.plan import step as step_lib
+
+# "decoder/block_003/layer_001/MoE2D/..." is part of "decoder/block_003".
+_LAYER = re.compile(r"(.*?block_\d+)/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+  """All collectives of a kind along the same mesh dimensions, in one step.
+
+  Attributes:
+    kind: "all-to-all", "all-reduce" or "all-concat".
+    axes: the names of the mesh dimensions.
+    count: how many operations.
+    bytes: on one core, of all inputs (of an all-concat, its result).
+  """
+
+  kind: str
+  axes: tuple[str, ...]
+  count: int
+  bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+  """What a training step costs.
+
+  Attributes:
+    cores: how many there are.
+    tokens: in a step, of the longest feature.
+    microbatches: into how many parts a step is cut.
+    parameters: of the model, by layer; what is in none has a name of its own.
+    expert_parameters: how many of them are experts'.
+    flops: floating-point operations of products in a step, on all cores, two
+      for a multiplication and an addition.
+    variable_bytes: of the model's variables, on one core.
+    slot_bytes: of the optimizer's, on one core.
+    activation_bytes: an estimate of the most that is held at one time on one
+      core beside them, see `peak_activations`.
+    traffic: what cores exchange.
+  """
+
+  cores: int
+  tokens: int
+  microbatches: int
+  parameters: dict[str, int]
+  expert_parameters: int
+  flops: int
+  variable_bytes: int
+  slot_bytes: int
+  activation_bytes: int
+  traffic: list[Traffic]
+
+  @property
+  def total_parameters(self) -> int:
+    return sum(self.parameters.values())
+
+  @property
+  def memory_bytes(self) -> int:
+    """On one core: variables, slots and the estimated peak of activations."""
+    return self.variable_bytes + self.slot_bytes + self.activation_bytes
+
+  @property
+  def sent_bytes(self) -> int:
+    """What one core sends in a step: an all-reduce sends about all twice."""
+    return sum(t.bytes * (2 if t.kind == "all-reduce" else 1)
+               for t in self.traffic)
+
+  @property
+  def flops_per_token(self) -> float:
+    return self.flops / self.tokens
+
+  @property
+  def flops_per_core(self) -> float:
+    return self.flops / self.cores
+
+
+def count(step: step_lib.LoweredStep) -> Costs:
+  """Counts a lowered step.
+
+  Args:
+    step: a `LoweredStep`.
+
+  Returns:
+    the `Costs` of a whole training step, all microbatches
+  """
+  configured, impl = step.configured, step.mesh_impl
+  repeats = {step_lib.MODEL: configured.num_microbatches,
+             step_lib.OPTIMIZER: 1}
+  products = sum(
+      repeats[part] * value for part, counters in step.counters.items()
+      for name, value in counters if name == "einsum")
+  parameters = collections.Counter()
+  for variable in step.model_variables:
+    parameters[_layer(variable.name)] += variable.shape.size
+  return Costs(
+      cores=configured.mesh_shape.size,
+      tokens=(int(np.prod([dim.size for dim in configured.batch_dims]))
+              * max(configured.lengths.values())),
+      microbatches=configured.num_microbatches,
+      parameters=dict(parameters),
+      expert_parameters=sum(
+          v.shape.size for v in step.model_variables if is_experts(v)),
+      flops=2 * products,
+      variable_bytes=_bytes_on_a_core(step.model_variables, impl),
+      slot_bytes=_bytes_on_a_core(step.slot_variables, impl),
+      activation_bytes=peak_activations(step),
+      traffic=_traffic(impl.collectives, repeats))
+
+
+def is_experts(variable) -> bool:
+  """Whether every expert has its own part of a variable."""
+  return {"expert_x", "expert_y"} <= set(variable.shape.dimension_names)
+
+
+def _layer(name):
+  found = _LAYER.match(name)
+  return found[1] if found else name
+
+
+def _bytes_on_a_core(variables, impl):
+  return sum(impl.slice_size(v.shape) * v.slice_dtype.size for v in variables)
+
+
+def _traffic(collectives, repeats):
+  counts, sizes = collections.Counter(), collections.Counter()
+  for one in collectives:
+    key = one.kind, one.axes
+    counts[key] += repeats[one.mark]
+    sizes[key] += repeats[one.mark] * one.bytes
+  return [Traffic(*key, counts[key], sizes[key]) for key in sorted(counts)]
+
+
+def peak_activations(step: step_lib.LoweredStep) -> int:
+  """The most bytes that one core holds at a time, beside variables: estimated.
+
+  Operations run in the order in which they were built; a result is held until
+  its last use; a reshape is no copy. A compiler fuses some operations, so that
+  their results never exist, and reorders others: take it for the order of
+  magnitude.
+
+  Args:
+    step: a `LoweredStep`.
+
+  Returns:
+    an integer
+  """
+  impl = step.mesh_impl
+  held_by = {}  # A Tensor, or the one that it is a reshape of.
+  last_use = {}
+  for number, op in enumerate(step.graph.operations):
+    for x in op.inputs:
+      last_use[held_by.get(x, x)] = number
+    for y in op.outputs:
+      source = op.inputs[0] if isinstance(op, mtf.ReshapeOperation) else None
+      same = source is not None and (
+          impl.slice_size(source.shape) == impl.slice_size(y.shape))
+      held_by[y] = held_by.get(source, source) if same else y
+      last_use.setdefault(held_by[y], number)
+  freed = collections.defaultdict(int)
+  held = peak = 0
+  for number, op in enumerate(step.graph.operations):
+    for y in op.outputs:
+      if held_by[y] is y and not isinstance(op, mtf.Variable):
+        size = impl.slice_size(y.shape) * y.dtype.size
+        held += size
+        freed[last_use[y]] += size
+    peak = max(peak, held)
+    held -= freed.pop(number, 0)
+  return peak
