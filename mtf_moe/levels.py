@@ -181,11 +181,13 @@ def _check_mesh(a0, b1, x1, y0, mesh):
           f"mesh dimension {axis.name!r}, and a tensor has both: split them "
           "over different axes, as in outer_batch:outer,batch:inner,"
           "expert_x:inner,expert_y:outer.")
-  if mesh.num_slices > 1 and mesh.ways(x1) == mesh.ways(y0) == 1:
+  repeats = mesh.num_slices // (mesh.ways(x1) * mesh.ways(y0))
+  if repeats > 1:
     _logger.warning(
-        "run.layout_rules splits neither expert_x nor expert_y over the mesh "
-        "of %d slices, so every slice computes all experts. A two-axis mesh "
-        "wants expert_x:inner,expert_y:outer.", mesh.num_slices)
+        "run.layout_rules splits the experts into %d parts on a mesh of %d "
+        "slices, so %d slices compute each of them. A two-axis mesh wants "
+        "expert_x:inner,expert_y:outer; python -m mtf_moe.plan says more.",
+        mesh.num_slices // repeats, mesh.num_slices, repeats)
 
 
 def _renamed(x, new_dims):

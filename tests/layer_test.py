@@ -82,13 +82,17 @@ def test_the_z_loss_has_a_weight_of_its_own():
 
 
 def test_experts_on_no_mesh_axis_are_told(caplog):
-  impl = harness.mesh_impl(1, 2, layout="batch:batch")
-  run(DIMS, impl, impl.layout_rules, impl.shape)
-  assert "splits neither expert_x nor expert_y" in caplog.text
-  caplog.clear()
-  impl = harness.mesh_impl(1, 2)
-  run(DIMS, impl, impl.layout_rules, impl.shape)
-  assert not caplog.text
+  def told(mesh, **layout):
+    impl = harness.mesh_impl(*mesh, **layout)
+    caplog.clear()
+    run(DIMS, impl, impl.layout_rules, impl.shape)
+    return caplog.text
+
+  assert "into 1 parts on a mesh of 2 slices, so 2 slices" in told(
+      (1, 2), layout="batch:batch")
+  assert "into 2 parts on a mesh of 4 slices, so 2 slices" in told(
+      (2, 2), layout="batch:batch,expert_x:batch")
+  assert not told((1, 2))
 
 
 def test_all_tokens_count_without_nonpadding_in_training():
