@@ -1,6 +1,13 @@
-"""The gin files that come with the package."""
+"""The gin files that come with the package, and modules of one's own."""
 
+import importlib
 import os
+
+from absl import flags
+
+flags.DEFINE_multi_string(
+    "module_import", [], "Python modules to import first, such as those that "
+    "define your own gin configurables.")
 
 
 def directory():
@@ -13,3 +20,13 @@ def directory():
   if os.path.isdir(installed):
     return installed
   return os.path.join(os.path.dirname(package), "configs")
+
+
+def import_modules():
+  """Imports what --module_import names.
+
+  Raises:
+    ImportError: if one of them does not exist.
+  """
+  for module in flags.FLAGS.module_import:
+    importlib.import_module(module)

@@ -8,7 +8,6 @@ needed, only the vocabulary. Counts parameters, products, memory and what cores
 exchange on the lowered training step, and says what looks wrong in it.
 """
 
-import importlib
 import json
 import sys
 
@@ -33,9 +32,6 @@ flags.DEFINE_bool("json", False, "Print JSON, with sizes in bytes.")
 flags.DEFINE_bool(
     "suggest", False, "Rank the meshes of so many cores as run.mesh_shape has, "
     "with the canonical layout, by what cores exchange and by memory.")
-flags.DEFINE_multi_string(
-    "module_import", [], "Python modules to import first, such as those that "
-    "define your own gin configurables.")
 
 # What a plan does not need, or would have no part in a run: the text, and
 # summaries, which a TPU leaves out unless it is asked for them.
@@ -50,8 +46,7 @@ def main(argv):
   tf.get_logger().setLevel("ERROR")
   tf.disable_v2_behavior()
   try:
-    for module in FLAGS.module_import:
-      importlib.import_module(module)
+    config_files.import_modules()
     _parse_gin()
     configured = ConfiguredModel.from_gin(FLAGS.mesh_shape, FLAGS.layout_rules)
     if configured is None:

@@ -9,7 +9,6 @@ is done is set by gin: run.mode is "train" unless another is given, such as
 --gin_param='run.mode = "perplexity_eval"'.
 """
 
-import importlib
 import logging
 import os
 import shlex
@@ -39,9 +38,6 @@ flags.DEFINE_string(
 flags.DEFINE_string("tpu_zone", None, "GCE zone of the TPU.")
 flags.DEFINE_string("gcp_project", None, "Cloud project of the TPU.")
 flags.DEFINE_string("tpu_job_name", None, "Name of the TPU worker binary.")
-flags.DEFINE_multi_string(
-    "module_import", [], "Python modules to import first, such as those that "
-    "define your own gin configurables.")
 flags.DEFINE_bool(
     "tensorflow_log", False, "Show TensorFlow's own log as well.")
 
@@ -56,8 +52,7 @@ def main(argv):
   # has already changed in the same step: nothing orders the two.
   tf.enable_resource_variables()
   try:
-    for module in FLAGS.module_import:
-      importlib.import_module(module)
+    config_files.import_modules()
     _parse_gin()
     print("checking the configuration", flush=True)
     preflight.check_run(FLAGS.model_dir)

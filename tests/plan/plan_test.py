@@ -253,6 +253,8 @@ def main(*arguments, bindings=()):
       "program", *[f"--gin_file={file}" for file in FILES],
       *[f"--gin_param={line}" for line in [*SIZES[:-2], *bindings]],
       *arguments]
+  if "model_dir" in flags.FLAGS:  # Of mtf_moe.train, in the same process.
+    arguments.append("--model_dir=unused")
   gin.clear_config()
   with flagsaver.flagsaver():
     flags.FLAGS(arguments)
