@@ -7,8 +7,8 @@ if [[ "${1:-}" == --help || "${1:-}" == -h ]]; then
   cat <<'HELP'
 Runs the tests of mtf_moe, in an environment of their own.
 
-  scripts/test.sh                          all tests
-  scripts/test.sh -m "not slow"            without the slow ones
+  scripts/test.sh                          all tests but the slow ones
+  scripts/test.sh -m slow tests/simd       the slow ones
   scripts/test.sh tests/compat_test.py     one file, seen from the checkout
   scripts/test.sh -n 0 -x -k top_2         any options of pytest
 

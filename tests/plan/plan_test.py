@@ -14,6 +14,7 @@ import tensorflow.compat.v1 as tf
 
 import mtf_moe
 from mtf_moe import levels
+from mtf_moe import simd
 from mtf_moe.configured_model import ConfiguredModel
 from mtf_moe.plan import __main__ as program
 from mtf_moe.plan import costs
@@ -71,6 +72,26 @@ def test_counts_what_a_lowering_for_all_slices_counts():
       if not c[0].startswith(("output", "variables")))
   assert counted == lowered_on(placement, model)
   assert len(counted) > 100
+
+
+def test_traffic_is_that_of_the_program_for_tpus():
+  """Of a real SimdMeshImpl: numbers, axes and bytes of all collectives."""
+  model = configured("run.autostack = False")
+
+  def training_step(tensors):
+    mesh = tensors["unused"].mesh
+    loss = model.loss(mesh, "train")
+    variables = mesh.graph.trainable_variables
+    gradients = mtf.gradients([loss], [v.outputs[0] for v in variables])
+    return {"loss": loss}, model.run["optimizer"](
+        learning_rate=1.0).apply_grads(gradients, variables)
+
+  program = simd.build(
+      training_step, model.mesh_shape, model.layout,
+      {"unused": (tf.float32, [])})
+  assert {(t.kind, t.axes): (t.count, t.bytes)
+          for t in costs.count(step.lower(model)).traffic} == simd.totals(
+              simd.collectives_of(program))
 
 
 def test_parameters(plan):
