@@ -54,7 +54,7 @@ def main(argv):
           "run.sequence_length is not set: give the length of sequences, such "
           "as --gin_param='run.sequence_length = 256'.")
     plans = (planning.suggest(configured.mesh_shape.size) if FLAGS.suggest
-             else [planning.make(configured)])
+             else [planning.make(configured, strict=bool(FLAGS.layout_rules))])
   except (ImportError, OSError, ValueError) as error:
     sys.exit(f"mtf_moe.plan: {error}")
   if FLAGS.json:

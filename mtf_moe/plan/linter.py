@@ -2,6 +2,8 @@
 
 import math
 
+import mesh_tensorflow as mtf
+
 from mtf_moe import levels
 from mtf_moe.hparams import MoeHparams
 from mtf_moe.plan.costs import Costs
@@ -12,6 +14,7 @@ from mtf_moe.plan.mixtures import Mixture
 _MUCH_LOST = 0.1
 _MUCH_EMPTY = 0.5
 _MUCH_LARGER = 2.0
+_MUCH_LARGER_DECODING = 4.0  # A few tokens always leave slots empty.
 _MUCH_GATHERED = 2 ** 20  # Bytes.
 
 
@@ -33,13 +36,13 @@ def check(configured, mixtures: list[Mixture], costs: Costs,
   if mixtures:
     findings += _unsplit_experts(configured)
     findings += _different_axes(configured)
-  findings += _rules_for_nothing(configured.rules, dimension_names)
+  findings += rules_for_nothing(configured.rules, dimension_names)
   findings += _gathered(costs)
   for mixture in mixtures:
     findings += _sizes("first", mixture.outer, hparams)
     findings += _sizes("second", mixture.inner, hparams)
     findings += _shares(mixture)
-  return findings + _decoding(configured)
+  return findings + (_decoding(configured, hparams) if mixtures else [])
 
 
 def _axis(configured, dim_name):
@@ -78,7 +81,8 @@ def _different_axes(configured):
       if groups_axis and experts_axis and groups_axis != experts_axis]
 
 
-def _rules_for_nothing(rules, dimension_names):
+def rules_for_nothing(rules, dimension_names) -> list[str]:
+  """What is to be said of rules for dimensions that the model does not have."""
   return [
       f"run.layout_rules has {dim}:{axis}, and the model has no dimension "
       f"{dim!r}: remove the rule, or correct the name."
@@ -130,13 +134,23 @@ def _shares(mixture):
   return findings
 
 
-def _decoding(configured):
-  """Decoding has a batch without outer_batch."""
-  batch = math.prod(dim.size for dim in configured.batch_dims)
-  axis = _axis(configured, "batch")
-  ways = 1 if axis is None else configured.mesh_shape.get_dim_by_name(axis).size
-  if batch % ways == 0:
+def _decoding(configured, hparams):
+  """Decoding has a batch without outer_batch, and one position at a time."""
+  mesh = levels.MeshSplit(configured.layout, configured.mesh_shape)
+  batch = mtf.Dimension(
+      "batch", math.prod(dim.size for dim in configured.batch_dims))
+  try:
+    outer, _ = levels.two_levels(
+        mesh.inserted_outer_batch(), batch, mtf.Dimension("length", 1), hparams,
+        False, mesh)
+  except ValueError as error:
+    return [f"decoding {batch.size} sequences at a time is refused: {error}"]
+  tokens, slots = outer.group_size.size, outer.capacity.size
+  factor = outer.experts.size * slots / tokens
+  if factor <= _MUCH_LARGER_DECODING * hparams.capacity_factor(train=False):
     return []
-  return [f"decoding {batch} sequences at a time cannot be split over the "
-          f"{ways} cores along {axis!r}: to decode, give run.batch_size a "
-          f"multiple of {ways}."]
+  return [
+      f"decoding {batch.size} sequences at a time makes groups of {tokens} "
+      f"tokens, for which {outer.experts.size} experts have {slots} slots each "
+      f"(MoE2D.min_expert_capacity), {factor:.3g} times as many: most of what "
+      "is computed is empty. Decode more at a time."]

@@ -17,22 +17,27 @@ CANONICAL_LAYOUT = (
     "outer_batch:outer,batch:batch,expert_x:batch,expert_y:outer")
 
 
-def make(configured: ConfiguredModel) -> report.Plan:
+def make(configured: ConfiguredModel, strict: bool = False) -> report.Plan:
   """Counts and checks what is configured.
 
   Args:
     configured: the `ConfiguredModel`.
+    strict: whether a layout rule for a dimension that the model does not have
+      is a mistake. Layouts that serve several models have some.
 
   Returns:
     a `report.Plan`
 
   Raises:
-    ValueError: if a layer refuses its parameters or the mesh.
+    ValueError: if a layer refuses its parameters or the mesh, or for the sake
+      of `strict`.
   """
   lowered = step.lower(configured)
-  counted, found = costs.count(lowered), mixtures.find(lowered)
   names = {name for op in lowered.graph.operations for t in op.outputs
            for name in t.shape.dimension_names}
+  if strict and (wrong := linter.rules_for_nothing(configured.rules, names)):
+    raise ValueError(wrong[0])
+  counted, found = costs.count(lowered), mixtures.find(lowered)
   return report.Plan(
       mesh_shape=",".join(
           f"{dim.name}:{dim.size}" for dim in configured.mesh_shape.dims),

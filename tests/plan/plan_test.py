@@ -242,6 +242,8 @@ CANONICAL = "outer_batch:outer,batch:batch,expert_x:batch,expert_y:outer"
      r"first level have 3\.75 times.*min_expert_capacity = 60"),
     (["MoE2D.group_size = 256"], {},
      r"groups of the first level have 64 tokens.*allows 256"),
+    (["MoE2D.min_expert_capacity = 12"], {},
+     r"decoding 8 sequences .* groups of 4 tokens.*12 slots each"),
     (["MoE2D.capacity_factor_train = 0.5"], {}, r"loses \d+% of the tokens"),
     (["MoE2D.capacity_factor_train = 3.9",
       "MoE2D.capacity_factor_second_level = 1.9"], {},
@@ -303,6 +305,8 @@ def test_command_line(capsys):
     (["--layout_rules=batch->batch"], [], r"run.layout_rules = 'batch->batch'"),
     (["--mesh_shape=outer:2,batch:16"], [],
      r"run.batch_size .*size 4.*multiple of 16"),
+    (["--layout_rules=batch:batch,expert_z:batch"], [],
+     r"expert_z:batch, and the model has no dimension 'expert_z': remove"),
     ([], ["MoE2D.expert_x = 3"], r"MoE2D.expert_x .*multiple of 2"),
     ([], ["run.sequence_length = None"], r"sequence_length is not set"),
 ])
