@@ -36,19 +36,25 @@ def mesh_shape(case):
   return f"outer:{rows},batch:{columns}"
 
 
-def layer_inputs(case):
-  """(dtype, shape) of each input of `layer_model`, and their values."""
-  given = {
-      "inputs": (case.dtype, _with_depth(case), case.inputs()),
-      "direction": (tf.float32, _with_depth(case), harness.output_direction(
-          case.seed, _with_depth(case).to_integer_list))}
+def layer_signature(case):
+  """The (dtype, shape) of each input of `layer_model`."""
+  signature = {"inputs": (case.dtype, _with_depth(case)),
+               "direction": (tf.float32, _with_depth(case))}
+  if case.importance != "absent":
+    signature["nonpadding"] = (case.dtype, mtf.Shape(case.token_dims()))
+  return signature
+
+
+def layer_feeds(case):
+  """The value of each input of `layer_model`."""
+  feeds = {"inputs": case.inputs(), "direction": harness.output_direction(
+      case.seed, _with_depth(case).to_integer_list)}
   importances = case.importances()
   if importances is not None:
-    array, dims = importances
-    given["nonpadding"] = (case.dtype, mtf.Shape(dims), array)
-  return {name: (dtype, shape) for name, (dtype, shape, _) in given.items()}, {
-      name: np.asarray(array, dtype.as_numpy_dtype)
-      for name, (dtype, _, array) in given.items()}
+    feeds["nonpadding"], _ = importances
+  signature = layer_signature(case)
+  return {name: np.asarray(array, signature[name][0].as_numpy_dtype)
+          for name, array in feeds.items()}
 
 
 def layer_model(case, optimizer="sgd", input_gradient=True, **hparams):

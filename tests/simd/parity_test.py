@@ -32,14 +32,14 @@ def layer_run(rows, columns, optimizer, num_microbatches=1, **changed):
   """The bare layer; moe_dispatch and attributes of the Case can be changed."""
   dispatch = changed.pop("moe_dispatch", "einsum")
   case = models.case_on(rows, columns, **changed)
-  inputs, feeds = models.layer_inputs(case)
   if num_microbatches == 1:
     model = models.layer_model(case, optimizer, moe_dispatch=dispatch)
   else:
     model = models.microbatched_model(
         case, optimizer, num_microbatches, moe_dispatch=dispatch)
   return comparison.Run(
-      model, models.mesh_shape(case), case.layout, inputs, feeds, case.weights)
+      model, models.mesh_shape(case), case.layout,
+      models.layer_signature(case), models.layer_feeds(case), case.weights)
 
 
 def transformer_run(rows, columns, *args, **moe):

@@ -33,11 +33,10 @@ _KIB = 2**10
 def layer_program(rows, columns, optimizer="sgd", input_gradient=True,
                   dispatch="einsum", **changed):
   case = models.case_on(rows, columns, **{"group_size": 8, **changed})
-  inputs, _ = models.layer_inputs(case)
   return case, simd.build(
       models.layer_model(case, optimizer, input_gradient,
                          moe_dispatch=dispatch),
-      models.mesh_shape(case), case.layout, inputs)
+      models.mesh_shape(case), case.layout, models.layer_signature(case))
 
 
 def expected_bytes(case, num_m, num_n):
@@ -102,8 +101,7 @@ def test_counters_of_mtf_agree():
 def test_compiles(dispatch):
   case, program = layer_program(2, 2, "adafactor", dispatch=dispatch)
   assert simd.dynamic_shapes(program) == []
-  _, feeds = models.layer_inputs(case)
-  outputs, _ = simd.compile_and_run(program, feeds)
+  outputs, _ = simd.compile_and_run(program, models.layer_feeds(case))
   assert outputs["output"].shape == (1, 2, 8, 6)
 
 
