@@ -6,6 +6,7 @@ a run, and for counting what one would cost.
 
 from collections.abc import Sequence
 import dataclasses
+import math
 
 import gin
 import mesh_tensorflow as mtf
@@ -71,7 +72,7 @@ class ConfiguredModel:
     layout = _parsed(
         mtf.convert_to_layout_rules, "run.layout_rules",
         run.get("layout_rules") if layout_rules is None else layout_rules,
-        "outer_batch:outer,batch:batch,expert_x:batch,expert_y:outer")
+        levels.CANONICAL_LAYOUT)
     batch_dims = _batch_dims(
         run, lengths, mesh_shape, layout, outer_batch_size)
     return cls(
@@ -88,6 +89,11 @@ class ConfiguredModel:
   def mode(self) -> str:
     """"train" or "eval"; all other modes have the variables of the latter."""
     return "train" if self.run.get("mode", "train") == "train" else "eval"
+
+  @property
+  def num_sequences(self) -> int:
+    """In a batch, of all its parts."""
+    return math.prod(dim.size for dim in self.batch_dims)
 
   @property
   def microbatch_dims(self):

@@ -40,15 +40,12 @@ def feed_forward(
 
 def _hidden_units(inputs, hidden_dim, expert_dims, activation, variable_dtype):
   """The hidden layer; where there are several activations, their product."""
-  if not isinstance(activation, list):
-    return _activated(
-        _dense(inputs, hidden_dim, expert_dims, variable_dtype, "wi"),
-        activation)
+  activations = activation if isinstance(activation, list) else [activation]
   return functools.reduce(mtf.multiply, [
       _activated(
           _dense(inputs, hidden_dim, expert_dims, variable_dtype,
-                 f"wi_{number}" if len(activation) > 1 else "wi"), one)
-      for number, one in enumerate(activation)])
+                 f"wi_{number}" if len(activations) > 1 else "wi"), one)
+      for number, one in enumerate(activations)])
 
 
 def _dense(inputs, output_dim, expert_dims, variable_dtype, name):

@@ -13,6 +13,9 @@ from mtf_moe import grouping
 _logger = logging.getLogger(__name__)
 
 OUTER_BATCH = "outer_batch"
+# On a mesh with the axes `outer` and `batch`; see configs/meshes/layout.gin.
+CANONICAL_LAYOUT = (
+    "outer_batch:outer,batch:batch,expert_x:batch,expert_y:outer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,13 +184,14 @@ def _check_mesh(a0, b1, x1, y0, mesh):
           f"mesh dimension {axis.name!r}, and a tensor has both: split them "
           "over different axes, as in outer_batch:outer,batch:inner,"
           "expert_x:inner,expert_y:outer.")
-  repeats = mesh.num_slices // (mesh.ways(x1) * mesh.ways(y0))
+  parts = mesh.ways(x1) * mesh.ways(y0)
+  repeats = mesh.num_slices // parts
   if repeats > 1:
     _logger.warning(
         "run.layout_rules splits the experts into %d parts on a mesh of %d "
         "slices, so %d slices compute each of them. A two-axis mesh wants "
         "expert_x:inner,expert_y:outer; python -m mtf_moe.plan says more.",
-        mesh.num_slices // repeats, mesh.num_slices, repeats)
+        parts, mesh.num_slices, repeats)
 
 
 def _renamed(x, new_dims):

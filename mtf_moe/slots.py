@@ -140,7 +140,7 @@ def sum_of_slots(table: SlotTable, rows: mtf.Tensor,
     products = mtf.reduce_sum(
         mtf.to_float(rows) * mtf.to_float(at_slots), reduced_dim=depth)
     return [at_slots * weights_in_slots(table, weights), None,
-            mtf.cast(_at_choices(table, products), weights.dtype)]
+            mtf.cast(_numbers(table, products, table.slots), weights.dtype)]
 
   inputs = [rows, table.slots] + ([] if weights is None else [weights])
   return mtf.slicewise(
@@ -161,19 +161,6 @@ def weights_in_slots(table: SlotTable, weights: mtf.Tensor) -> mtf.Tensor:
     a Tensor [x, <batch dims>, c]. No gradient flows through it.
   """
   return _numbers(table, weights, table.sources)
-
-
-def _at_choices(table, values):
-  """The value of each choice's slot, 0 where it has none.
-
-  Args:
-    table: a `SlotTable`.
-    values: a Tensor [x, <batch dims>, c].
-
-  Returns:
-    a Tensor [k, <batch dims>, s]. No gradient flows through it.
-  """
-  return _numbers(table, values, table.slots)
 
 
 def _numbers(table, values, indices):

@@ -122,7 +122,7 @@ def fill_buffers(
   filled = mtf.zeros(
       experts[0].mesh, per_expert, tf.int32)  # Slots of earlier choices.
   for expert, gate, wants in zip(experts, gates, wanted):
-    position, kept, demand, filled_now = mtf.slicewise(
+    position, kept, demand, load = mtf.slicewise(
         functools.partial(_fill, experts_dim.size, capacity_dim.size),
         [expert, wants, filled],
         output_shape=[tokens, tokens, per_expert, per_expert],
@@ -130,8 +130,8 @@ def fill_buffers(
         splittable_dims=batch_dims, grad_function=0, name="fill_buffers")
     choices.append(Choice(
         expert=expert, position=position, weight=gate * kept,
-        demand=mtf.to_float(demand), load=mtf.to_float(filled_now - filled)))
-    filled = filled_now
+        demand=mtf.to_float(demand), load=mtf.to_float(load)))
+    filled += load
   return tuple(choices)
 
 
@@ -149,7 +149,7 @@ def _fill(num_experts, capacity, expert, wants, filled):
     position: int32 [<batch>, s], counted from the first slot of the buffer.
     kept: float32 [<batch>, s], one where the choice is wanted and fits.
     demand: int32 [<batch>, x], how many tokens want each expert.
-    filled: int32 [<batch>, x], slots that are taken afterwards.
+    load: int32 [<batch>, x], how many of them get a slot.
   """
   # Tokens come last, so that the sum runs along contiguous memory.
   mask = tf.one_hot(
@@ -160,4 +160,4 @@ def _fill(num_experts, capacity, expert, wants, filled):
   return (tf.reduce_sum(position * mask, axis=-2),
           tf.cast(tf.reduce_sum(kept, axis=-2), tf.float32),
           tf.reduce_sum(mask, axis=-1),
-          filled + tf.reduce_sum(kept, axis=-1))
+          tf.reduce_sum(kept, axis=-1))

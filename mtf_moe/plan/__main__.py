@@ -20,6 +20,7 @@ import tabulate
 import tensorflow.compat.v1 as tf
 
 from mtf_moe import config_files
+from mtf_moe import levels
 from mtf_moe.configured_model import ConfiguredModel
 from mtf_moe.plan import planning
 
@@ -84,7 +85,7 @@ def _ranking(plans):
           "TFLOP it computes", "warnings"], disable_numparse=True),
       "", "in a training step, with tpu_estimator_model_fn.outer_batch_size as "
       "large as the mesh dimension `outer` and",
-      f'run.layout_rules = "{planning.CANONICAL_LAYOUT}"'])
+      f'run.layout_rules = "{levels.CANONICAL_LAYOUT}"'])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import dataclasses
 import re
 
 import mesh_tensorflow as mtf
-import numpy as np
 
 from mtf_moe.plan import step as step_lib
 
@@ -104,8 +103,7 @@ def count(step: step_lib.LoweredStep) -> Costs:
     parameters[_layer(variable.name)] += variable.shape.size
   return Costs(
       cores=configured.mesh_shape.size,
-      tokens=(int(np.prod([dim.size for dim in configured.batch_dims]))
-              * max(configured.lengths.values())),
+      tokens=configured.num_sequences * max(configured.lengths.values()),
       microbatches=configured.num_microbatches,
       parameters=dict(parameters),
       expert_parameters=sum(

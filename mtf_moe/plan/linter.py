@@ -1,7 +1,5 @@
 """What is wrong or wasteful in a configuration, and what to write instead."""
 
-import math
-
 import mesh_tensorflow as mtf
 
 from mtf_moe import levels
@@ -137,8 +135,7 @@ def _shares(mixture):
 def _decoding(configured, hparams):
   """Decoding has a batch without outer_batch, and one position at a time."""
   mesh = levels.MeshSplit(configured.layout, configured.mesh_shape)
-  batch = mtf.Dimension(
-      "batch", math.prod(dim.size for dim in configured.batch_dims))
+  batch = mtf.Dimension("batch", configured.num_sequences)
   try:
     outer, _ = levels.two_levels(
         mesh.inserted_outer_batch(), batch, mtf.Dimension("length", 1), hparams,

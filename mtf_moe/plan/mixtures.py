@@ -162,19 +162,19 @@ def balanced(outer, inner, hparams) -> Balanced:
     outputs, (_, routed) = mixture.first_level(
         tokens, mtf.ones(mesh, mtf.Shape(outer.token_dims)), None)
     counts = monitoring.ledger(routed)
-    kept = mtf.add_n([mtf.reduce_sum(c.load) for c in routed.choices])
     lost = mtf.reduce_mean(mtf.to_float(mtf.equal(outputs, 0.0)))
     lowering = mtf.Lowering(graph, {mesh: _one_slice()}, autostack=False)
     fetches = [lowering.export_to_tf_tensor(t) for t in (
-        counts["slots/empty"], counts["slots"], lost, kept)]
+        counts["slots/empty"], counts["slots"], lost)]
     with tf.Session() as session:
       session.run(tf.global_variables_initializer())
       for variable in tf.global_variables():
         variable.load(kernels[variable.op.name], session)
       session.run(lowering.copy_masters_to_slices())
-      empty, slots, lost, kept = session.run(fetches)
+      empty, slots, lost = session.run(fetches)
   num_tokens = shape.size / depth.size
-  return Balanced(float(empty / slots), float(lost), float(kept / num_tokens))
+  return Balanced(
+      float(empty / slots), float(lost), float((slots - empty) / num_tokens))
 
 
 def _some_groups(outer, inner):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import mesh_tensorflow as mtf
 import tqdm
 
+from mtf_moe import levels
 from mtf_moe import transformer_layers
 from mtf_moe.configured_model import ConfiguredModel
 from mtf_moe.plan import costs
@@ -12,9 +13,6 @@ from mtf_moe.plan import linter
 from mtf_moe.plan import mixtures
 from mtf_moe.plan import report
 from mtf_moe.plan import step
-
-CANONICAL_LAYOUT = (
-    "outer_batch:outer,batch:batch,expert_x:batch,expert_y:outer")
 
 
 def make(configured: ConfiguredModel, strict: bool = False) -> report.Plan:
@@ -82,7 +80,7 @@ def suggest(cores: int) -> list[report.Plan]:
     outer = mtf.convert_to_shape(mesh_shape).get_dim_by_name("outer").size
     try:
       plans.append(make(ConfiguredModel.from_gin(
-          mesh_shape, CANONICAL_LAYOUT, outer_batch_size=outer)))
+          mesh_shape, levels.CANONICAL_LAYOUT, outer_batch_size=outer)))
     except ValueError as error:
       refused.append(f"{mesh_shape}: {error}")
   if not plans:
