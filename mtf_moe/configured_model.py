@@ -6,6 +6,7 @@ a run, and for counting what one would cost.
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import math
 
 import gin
@@ -133,6 +134,7 @@ class ConfiguredModel:
         num_microbatches=self.num_microbatches)
     return loss
 
+  @functools.cached_property
   def variables(self) -> dict[str, list[int]]:
     """The shapes of all variables of the model, by name."""
     with tf.Graph().as_default():

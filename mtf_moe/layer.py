@@ -88,8 +88,8 @@ def transformer_moe_layer_v2(
   outer, inner = levels.two_levels(a0, b1, l, hparams, train, mesh)
 
   tokens = mtf.reshape(inputs, outer.token_dims + [m])  # [a0, g1, s, m]
-  importance = _is_finite(tokens, m)  # [a0, g1, s]
-  tokens = _zero_unless(importance, tokens)
+  importance = finite = _is_finite(tokens, m)  # [a0, g1, s]
+  tokens = _zero_unless(finite, tokens)
   embeddings = None
   if nonpadding is not None:
     importance *= mtf.reshape(
@@ -106,6 +106,7 @@ def transformer_moe_layer_v2(
   # Inside the loop over microbatches there is nothing that could be recorded.
   if train and hparams.moe_summaries and (num_microbatches or 1) == 1:
     x, y = outer.experts_unsplit, inner.experts_unsplit
+    monitoring.record_layer("outer", finite, outputs)
     monitoring.record("outer", routings[0], [x])
     monitoring.record("inner", routings[1], [outer.experts, y])
   return (mtf.reshape(outputs, token_dims + [output_dim]),

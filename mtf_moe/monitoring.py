@@ -17,9 +17,18 @@ from mtf_moe.gating import routing
 MAX_EXPERTS_SHOWN = 64
 
 
+# Names that a run is watched by, beside being drawn. The entropy is NaN where
+# any probability of a router is, and the outputs where those of an expert are.
+NOT_FINITE = "tokens/not_finite"
+ENTROPY = "router/entropy"
+OUTPUTS = "outputs/rms"
+MAX_LOAD = "load/max_over_mean"
+MIN_LOAD = "load/min_over_mean"
+
+
 def record(level: str, routed: routing.Routing,
            expert_dims: Sequence[mtf.Dimension]):
-  """Adds summaries to the graph, as mtf does: scalars, collected by name.
+  """Adds summaries of a level to the graph, as mtf does: scalars, by name.
 
   The names are moe/<layer>/<level>/<metric>, where the layer is the current
   variable scope. Nothing is computed in a step that does not fetch them.
@@ -30,11 +39,32 @@ def record(level: str, routed: routing.Routing,
     expert_dims: the dimensions that the experts are counted over, x the last:
       [x] at the first level, [x1, y] at the second.
   """
+  _record(level, metrics(routed, expert_dims))
+
+
+def record_layer(level: str, finite: mtf.Tensor, outputs: mtf.Tensor):
+  """Adds summaries of what enters and leaves the whole layer.
+
+  "tokens/not_finite": how many tokens had NaN or infinite values and were set
+  aside; "outputs/rms": the root of the mean square of what the layer returns.
+
+  Args:
+    level: the name of the level that they are recorded under.
+    finite: a Tensor [..., s], one at a token without such values.
+    outputs: a Tensor [..., n].
+  """
+  finite = mtf.to_float(finite)
+  _record(level, {
+      NOT_FINITE: float(finite.shape.size) - mtf.reduce_sum(finite),
+      OUTPUTS: mtf.sqrt(mtf.reduce_mean(mtf.square(mtf.to_float(outputs))))})
+
+
+def _record(level, values):
   layer = tf.get_variable_scope().name
   prefix = "/".join(part for part in ("moe", layer, level) if part)
   # mtf puts the variable scope in front of a summary's name.
   with tf.variable_scope(tf.VariableScope(reuse=None, name="")):
-    for metric, value in metrics(routed, expert_dims).items():
+    for metric, value in values.items():
       mtf.scalar_summary(f"{prefix}/{metric}", value)
 
 
@@ -127,8 +157,8 @@ def balance(routed: routing.Routing, expert_dims: Sequence[mtf.Dimension]):
     expert_dims: as in `record`.
 
   Returns:
-    a dict from name to float32 scalar: "load/max_over_mean", 1 at perfect
-    balance; "load/coefficient_of_variation", 0 there; and for up to
+    a dict from name to float32 scalar: "load/max_over_mean" and
+    "load/min_over_mean", 1 at perfect balance; "load/coefficient_of_variation", 0 there; and for up to
     `MAX_EXPERTS_SHOWN` experts the share of each one, "load/expert_2" or
     "load/expert_2_0".
   """
@@ -140,7 +170,8 @@ def balance(routed: routing.Routing, expert_dims: Sequence[mtf.Dimension]):
   share = demand / mtf.maximum(mtf.reduce_sum(demand), 1.0)
   mean = 1.0 / num_experts
   entries = {
-      "load/max_over_mean": mtf.reduce_max(share) / mean,
+      MAX_LOAD: mtf.reduce_max(share) / mean,
+      MIN_LOAD: mtf.reduce_min(share) / mean,
       "load/coefficient_of_variation": mtf.sqrt(
           mtf.reduce_mean(mtf.square(share - mean))) / mean,
   }
@@ -175,7 +206,7 @@ def confidence(routed: routing.Routing):
       gates * mtf.log(mtf.maximum(gates, 1e-30)),
       reduced_dim=routed.experts_dim)  # [..., s]
   largest = mtf.reduce_max(gates, reduced_dim=routed.experts_dim)  # [..., s]
-  return {"router/entropy": mtf.reduce_sum(entropy * used) / total,
+  return {ENTROPY: mtf.reduce_sum(entropy * used) / total,
           "router/confidence": mtf.reduce_sum(largest * used) / total}
 
 

@@ -9,22 +9,24 @@ is done is set by gin: run.mode is "train" unless another is given, such as
 --gin_param='run.mode = "perplexity_eval"'.
 """
 
-import logging
-import os
-import shlex
+import contextlib
 import sys
 
 from absl import app
 from absl import flags
-from absl import logging as absl_logging
 import gin
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
 from mtf_moe import compat
 from mtf_moe import config_files
+from mtf_moe.train import checkpoints
+from mtf_moe.train import console
 from mtf_moe.train import evaluation
+from mtf_moe.train import health
+from mtf_moe.train import model_directory
 from mtf_moe.train import preflight
+from mtf_moe.train import training
 
 FLAGS = flags.FLAGS
 
@@ -45,58 +47,82 @@ flags.DEFINE_bool(
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-  if not FLAGS.tensorflow_log:
-    _quieten()
-  tf.disable_v2_behavior()
-  # Without these, a backward pass on a CPU may read weights that the optimizer
-  # has already changed in the same step: nothing orders the two.
-  tf.enable_resource_variables()
-  try:
-    config_files.import_modules()
-    _parse_gin()
-    print("checking the configuration", flush=True)
-    preflight.check_run(FLAGS.model_dir)
-  except (ImportError, OSError, ValueError) as error:
-    sys.exit(f"mtf_moe.train: {error}")
-  _save_command(FLAGS.model_dir)
-  compat.skip_graph_optimizer()
-  utils.run(
-      tpu_job_name=FLAGS.tpu_job_name, tpu=FLAGS.tpu,
-      gcp_project=FLAGS.gcp_project, tpu_zone=FLAGS.tpu_zone,
-      model_dir=FLAGS.model_dir)
-  evaluation.report(FLAGS.model_dir)
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(console.opened(FLAGS.tensorflow_log))
+    tf.disable_v2_behavior()
+    # Without these, a backward pass on a CPU may read weights that the
+    # optimizer has already changed in the same step: nothing orders the two.
+    tf.enable_resource_variables()
+    if not FLAGS.tensorflow_log:
+      compat.silence_print_op()
+    try:
+      config_files.import_modules()
+      _parse_gin()
+      console.say("checking the configuration")
+      configured = preflight.check_configuration()
+      _enter_model_directory(stack, FLAGS.model_dir, configured)
+    except (ImportError, OSError, ValueError) as error:
+      sys.exit(f"mtf_moe.train: {error}")
+    _run()
 
 
 def _parse_gin():
   """Reads the configuration: ours below mesh_tensorflow's below the user's."""
   gin.add_config_file_search_path(config_files.directory())
   gin.parse_config(
-      "import mtf_moe.train.progress\n"
+      "import mtf_moe.train.training\n"
       "run.train_model_fn = @mtf_moe.train_model")
   utils.parse_gin_defaults_and_flags()
 
 
-def _save_command(model_dir):
-  """Writes the command line to a new file `command`, `command.1`, ..."""
-  tf.io.gfile.makedirs(model_dir)
-  path = os.path.join(model_dir, "command")
-  suffix = 0
-  while tf.io.gfile.exists(path):
-    suffix += 1
-    path = os.path.join(model_dir, f"command.{suffix}")
-  with tf.io.gfile.GFile(path, "w") as f:
-    f.write(shlex.join(sys.argv) + "\n")
+def _enter_model_directory(stack, model_dir, configured):
+  """Checks the model directory, and makes it this run's if that writes to it.
+
+  Args:
+    stack: a contextlib.ExitStack, for what ends with the run.
+    model_dir: a string.
+    configured: a ConfiguredModel or None.
+  """
+  if not preflight.is_training():
+    # While it is trained, the newest may be replaced at any moment.
+    if not model_directory.is_held(model_dir):
+      checkpoints.set_aside_damaged(model_dir)
+    preflight.check_checkpoint(model_dir, configured)
+    return
+  stack.enter_context(model_directory.held(model_dir))
+  stack.enter_context(console.kept_in(model_dir))
+  checkpoints.set_aside_damaged(model_dir)
+  preflight.check_checkpoint(model_dir, configured)
+  preflight.check_space(model_dir, configured)
+  console.note(f"command: {model_directory.save_command(model_dir)}")
+  model_directory.keep_config(model_dir)
 
 
-def _quieten():
-  """Hides the logs of TensorFlow and mesh_tensorflow, but for errors."""
-  # Gin logs an error for each place in which it does not find a file, before
-  # it looks in the next.
-  absl_logging.set_verbosity(absl_logging.FATAL)
-  tf_log = tf.get_logger()
-  tf_log.setLevel(logging.ERROR)
-  tf_log.propagate = False
-  compat.silence_print_op()
+def _run():
+  """Runs what gin has configured, and ends the program where that fails."""
+  compat.skip_graph_optimizer()
+  try:
+    utils.run(
+        tpu_job_name=FLAGS.tpu_job_name, tpu=FLAGS.tpu,
+        gcp_project=FLAGS.gcp_project, tpu_zone=FLAGS.tpu_zone,
+        model_dir=FLAGS.model_dir)
+  except training.Stopped as stopped:
+    console.say("the same command goes on from here")
+    sys.exit(128 + stopped.signal)  # As a shell has it.
+  except health.LossNotFinite as error:
+    console.fail(str(error))
+    sys.exit(1)
+  except (OSError, tf.errors.OpError) as error:
+    if not model_directory.is_write_failure(error):
+      raise
+    console.fail(
+        f"--model_dir={FLAGS.model_dir} could not be written: "
+        f"{model_directory.reason(error)}. The last good checkpoint is "
+        f"{checkpoints.newest_good(FLAGS.model_dir) or 'none'}. Make room; the "
+        "same command goes on from there.")
+    checkpoints.remove_remains(FLAGS.model_dir)
+    sys.exit(1)
+  evaluation.report(FLAGS.model_dir)
 
 
 if __name__ == "__main__":

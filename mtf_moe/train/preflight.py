@@ -4,29 +4,41 @@ A mistake in a configuration should cost seconds and name the gin parameter; in
 the middle of a TPUEstimator it costs minutes and names a tensor.
 """
 
+import math
+
+import gin
+from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.configured_model import ConfiguredModel
+from mtf_moe.train import checkpoints
+from mtf_moe.train import model_directory
 
 
-def check_run(model_dir):
+def is_training() -> bool:
+  """Whether the mode that gin has configured is the one that trains."""
+  return gin.get_bindings("utils.run").get("mode", "train") == "train"
+
+
+def check_configuration() -> ConfiguredModel | None:
   """Checks what gin has configured for mesh_tensorflow's `run`.
 
   The model is built as an mtf graph, which needs no session, so the layers'
-  own checks are made, and its variables are compared with those of the
-  checkpoint to resume from.
+  own checks are made.
 
-  Args:
-    model_dir: a string, the directory of the run.
+  Returns:
+    a ConfiguredModel; None where the model depends on the data of an
+    evaluation.
 
   Raises:
-    ValueError: if the batch does not fit the mesh, the data cannot be read, a
-      layer refuses its parameters, or the checkpoint has other shapes.
+    ValueError: if the batch does not fit the mesh, the data cannot be read, or
+      a layer refuses its parameters.
   """
   configured = ConfiguredModel.from_gin()
   if configured is not None:
     _check_data(configured)
-    _check_checkpoint(model_dir, configured.variables())
+    _ = configured.variables  # Builds it.
+  return configured
 
 
 def _check_data(configured):
@@ -41,13 +53,21 @@ def _check_data(configured):
           dataset_split=run.get("dataset_split", "train"))
 
 
-def _check_checkpoint(model_dir, variables):
-  """Raises if the newest checkpoint has variables of other shapes."""
+def check_checkpoint(model_dir: str, configured: ConfiguredModel | None):
+  """Compares the variables with those of the checkpoint to go on from.
+
+  Args:
+    model_dir: a string.
+    configured: what `check_configuration` returned.
+
+  Raises:
+    ValueError: if the newest checkpoint has variables of other shapes.
+  """
   path = tf.train.latest_checkpoint(model_dir)
-  if path is None:
+  if path is None or configured is None:
     return
   saved = tf.train.load_checkpoint(path).get_variable_to_shape_map()
-  for name, shape in sorted(variables.items()):
+  for name, shape in sorted(configured.variables.items()):
     if saved.get(name) != shape:
       there = (f"has the shape {saved[name]}" if name in saved
                else "does not exist")
@@ -56,3 +76,22 @@ def _check_checkpoint(model_dir, variables):
           f"variable {name} has the shape {shape} in this configuration, and "
           f"{there} in {path}. Choose a new --model_dir, or go back to the "
           "configuration in its operative_config.gin.")
+
+
+def check_space(model_dir: str, configured: ConfiguredModel):
+  """Sees that one checkpoint more fits on the disk.
+
+  Args:
+    model_dir: a string, a directory that exists.
+    configured: what `check_configuration` returned.
+
+  Raises:
+    ValueError: if it does not.
+  """
+  path = tf.train.latest_checkpoint(model_dir)
+  if path is not None:
+    size = checkpoints.size(path)
+  else:  # And what the optimizer keeps, which is not known yet.
+    master = utils.get_variable_dtype().master_dtype
+    size = master.size * sum(map(math.prod, configured.variables.values()))
+  model_directory.check_space(model_dir, size)

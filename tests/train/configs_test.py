@@ -44,7 +44,7 @@ def check(files, text, *bindings, model_dir="no_model"):
       "TextFiles.held_out = 0.2",
       f"SentencePieceVocabulary.path = '{text}/text.model'",
       *bindings])
-  preflight.check_run(model_dir)
+  preflight.check_checkpoint(model_dir, preflight.check_configuration())
 
 
 @pytest.mark.parametrize("file", files_of("models"))

@@ -25,7 +25,8 @@ def check(text, *bindings, mesh="cpu_2x2", model_dir="no_model"):
   gin_config.parse(
       ["models/lm_tiny.gin", f"meshes/{mesh}.gin", "data/bytes.gin"],
       [f"TextFiles.glob = '{text}'", "TextFiles.held_out = 0.5", *bindings])
-  preflight.check_run(str(model_dir))
+  preflight.check_checkpoint(
+      str(model_dir), preflight.check_configuration())
 
 
 def test_a_good_configuration_passes(text, tmp_path):
@@ -81,7 +82,7 @@ def test_a_checkpoint_of_another_model(text, tmp_path):
   gin_config.parse(
       ["models/lm_tiny.gin", "meshes/cpu_2x2.gin", "data/bytes.gin"],
       [f"TextFiles.glob = '{text}'", "TextFiles.held_out = 0.5"])
-  shapes = ConfiguredModel.from_gin().variables()
+  shapes = ConfiguredModel.from_gin().variables
   assert shapes[f"{LAYER}/wi/kernel"] == [2, 2, 32, 64]
   save_checkpoint(tmp_path, shapes)
   check(text, model_dir=tmp_path)  # The right one.

@@ -1,54 +1,29 @@
 """The command line, as a user runs it: trains, is stopped, resumes, evaluates.
 """
 
-import os
-import pathlib
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.train import sampling
-
-ROOT = str(pathlib.Path(__file__).parents[2])
-
-# Small enough for seconds, with a mesh of four slices.
-SETTINGS = [
-    "TextFiles.held_out = 0.2", "batch_size = 4", "sequence_length = 16",
-    "d_model = 16", "num_layers = 1", "MoE2D.hidden_size = 16",
-    "run.save_checkpoints_steps = 2", "train_model.seconds_per_line = 0.001"]
-FILES = ["runs/tiny.gin", "meshes/cpu_2x2.gin"]
-
-
-def program(directory, *bindings, files=()):
-  """The arguments of Popen that run the program on the text in a directory."""
-  arguments = [f"--gin_file={file}" for file in [*FILES, *files]]
-  arguments += [f"--gin_param={binding}" for binding in [
-      f"TextFiles.glob = '{directory}/text.txt'", *SETTINGS, *bindings]]
-  return {
-      "args": [sys.executable, "-m", "mtf_moe.train",
-               f"--model_dir={directory}/model", *arguments],
-      "cwd": directory, "env": {**os.environ, "PYTHONPATH": ROOT}}
-
-
-def run(directory, *bindings, files=(), check=True):
-  """Runs the program; returns what it did."""
-  return subprocess.run(
-      **program(directory, *bindings, files=files), capture_output=True,
-      text=True, check=check)
-
+from tests.train import program
+from tests.train.program import run
 
 @pytest.fixture
 def directory(tmp_path):
-  lines = [f"{i} bottles of beer on the wall, {i} bottles of beer.\n"
-           for i in range(99, 20, -1)]
-  (tmp_path / "text.txt").write_text("".join(lines))
+  program.write_text(tmp_path)
   # A folder named like those of the packaged gin files must not hide them.
   (tmp_path / "models").mkdir()
   return tmp_path
+
+
+def written(model):
+  """The files of a model, and when they were written, but for the lock."""
+  return sorted((path.name, path.stat().st_mtime_ns)
+                for path in model.iterdir() if path.name != "running")
 
 
 def check_summaries(model):
@@ -76,7 +51,8 @@ def test_trains_resumes_and_evaluates(directory):
   lines = first.stdout.splitlines()
   assert lines[:2] == ["checking the configuration", "building the graph"]
   assert re.fullmatch(
-      r"step 4 of 4, loss \d\.\d{3}, [\d,]+ tokens/s, 00:00 left", lines[-1])
+      r"step 4 of 4, loss \d\.\d{3}, [\d,]+ tokens/s, busiest expert "
+      r"[1-4]\.\dx \(block_000/layer_001 (outer|inner)\), 00:00 left", lines[-1])
   assert len(lines) <= 6
   assert "step, tf_loss" not in first.stderr
   assert "INFO" not in first.stderr
@@ -97,14 +73,13 @@ def test_trains_resumes_and_evaluates(directory):
   assert "run.train_steps = 6" in (model / "operative_config.gin").read_text()
 
   # Another model does not touch what is there.
-  before = sorted((p.name, p.stat().st_mtime_ns) for p in model.iterdir())
+  before = written(model)
   other = run(directory, "MoE2D.hidden_size = 8", check=False)
   assert other.returncode == 1
   assert other.stderr.strip().splitlines()[-1].startswith(
       f"mtf_moe.train: --model_dir={model} holds a checkpoint of another model")
   assert "Traceback" not in other.stderr
-  assert before == sorted((p.name, p.stat().st_mtime_ns)
-                          for p in model.iterdir())
+  assert before == written(model)
 
   # Continues a prompt.
   sample = run(directory, "continue_prompts.prompts = ['50 bottles']",
@@ -122,27 +97,6 @@ def test_trains_resumes_and_evaluates(directory):
       results[0][-2])
   assert re.fullmatch(r"held-out bits per byte: \d\.\d{3}", results[0][-1])
   assert results[0] == results[1]
-
-
-def test_resumes_after_it_was_killed(directory):
-  def newest_step():
-    path = tf.train.latest_checkpoint(str(directory / "model"))
-    return int(path.rpartition("-")[2]) if path else 0
-
-  process = subprocess.Popen(
-      **program(directory, "run.train_steps = 100000"),
-      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-  try:
-    deadline = time.monotonic() + 120
-    while newest_step() < 2 and time.monotonic() < deadline:
-      time.sleep(0.1)
-  finally:
-    process.kill()
-    process.wait()
-  step = newest_step()
-  assert step >= 2
-  resumed = run(directory, f"run.train_steps = {step + 2}")
-  assert f"resuming at step {step:,}" in resumed.stdout
 
 
 def test_a_time_limit_stops_with_a_checkpoint(directory):

@@ -1,0 +1,117 @@
+"""What is wrong with a run, from what it reports: no TensorFlow here."""
+
+from collections.abc import Mapping
+import math
+
+from mtf_moe import monitoring
+from mtf_moe.train import records as records_lib
+
+
+class LossNotFinite(Exception):
+  """The loss became NaN or infinite."""
+
+
+class LossWatch:
+  """Warns once, when the loss leaps far above where it was.
+
+  The loss is compared with its moving average, in moving standard deviations.
+  """
+
+  _DECAY = 0.98  # An average over the last 50 steps or so.
+  _FIRST_STEPS = 50
+  _DEVIATIONS = 8.0
+  _RATIO = 1.1  # Where the loss hardly moves, deviations are small.
+
+  def __init__(self):
+    self._steps = 0
+    self._mean = self._variance = 0.0
+    self._warned = False
+
+  def observe(self, step: int, loss: float) -> str | None:
+    """Takes note of a finite loss; returns a warning, or None."""
+    warning = None
+    if self._is_spike(loss):
+      warning = (
+          f"the loss leapt to {loss:.3f} at step {step:,}, from "
+          f"{self._mean:.3f} on average before: if it stays there, go back to "
+          "an earlier checkpoint with a lower run.learning_rate_schedule, or "
+          "set MoE2D.z_loss = 0.001. (Warned of once.)")
+      self._warned = True
+    decay = min(self._DECAY, self._steps / (self._steps + 1))
+    difference = loss - self._mean
+    self._mean += (1 - decay) * difference
+    self._variance = decay * (
+        self._variance + (1 - decay) * difference * difference)
+    self._steps += 1
+    return warning
+
+  def _is_spike(self, loss):
+    if self._warned or self._steps < self._FIRST_STEPS:
+      return False
+    limit = self._mean + self._DEVIATIONS * math.sqrt(self._variance)
+    return loss > max(limit, self._RATIO * self._mean)
+
+
+class StarvationWatch:
+  """Warns once of each expert that hardly any token wants for a while."""
+
+  _SHARE = 0.1  # Of an even share.
+  _RECORDS = 3
+
+  def __init__(self):
+    self._starving = {}  # In how many records so far, by expert.
+
+  def observe(self, step: int, records: Mapping[str, float]) -> str | None:
+    """Takes note of what was recorded; returns a warning, or None.
+
+    Args:
+      step: an integer.
+      records: values by tag, as `monitoring.record` names them.
+    """
+    new = []
+    for expert, share in records_lib.relative_loads(records).items():
+      if share >= self._SHARE:
+        self._starving[expert] = min(0, self._starving.get(expert, 0))
+        continue
+      self._starving[expert] = self._starving.get(expert, 0) + 1
+      if self._starving[expert] == self._RECORDS:
+        self._starving[expert] = -math.inf  # Not again.
+        new.append(expert)
+    if not new:
+      return None
+    named = ", ".join(
+        f"expert {name} of {place}" if name else f"some experts of {place}"
+        for place, name in new)
+    return (
+        f"hardly any token wants {named}: below a tenth of an even share in "
+        f"the last {self._RECORDS} records, up to step {step:,}. A larger "
+        "MoE2D.loss_coef balances more. (Warned of once.)")
+
+
+class OriginWatch:
+  """Remembers what was the first thing in a model that was not finite."""
+
+  def __init__(self):
+    self._first = None
+
+  def observe(self, step: int, vital_signs: Mapping[str, float]):
+    """Takes note of a step.
+
+    Args:
+      step: an integer.
+      vital_signs: values by tag, in the order of the forward pass.
+    """
+    if self._first is None:
+      for tag, value in vital_signs.items():
+        if not math.isfinite(value) or (
+            tag.endswith(monitoring.NOT_FINITE) and value):
+          self._first = step, tag
+          return
+
+  def describe(self) -> str:
+    """A sentence."""
+    if self._first is None:
+      return ("The inputs, routers and outputs of all mixtures were finite, so "
+              "it began elsewhere.")
+    step, tag = self._first
+    return f"First to go, at step {step:,}: {records_lib.meaning(tag)}."

@@ -1,0 +1,140 @@
+"""The directory of a run: it must be there, writable, and nobody else's."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shlex
+import shutil
+import sys
+
+import tensorflow.compat.v1 as tf
+
+_LOCK_FILE = "running"
+
+
+@contextlib.contextmanager
+def held(model_dir: str):
+  """Makes the directory, and keeps other runs out until the context ends.
+
+  The lock ends with the process, however it ends. A directory that is not on
+  this machine (gs://...) has none.
+
+  Args:
+    model_dir: a string.
+
+  Raises:
+    ValueError: if it cannot be made or written, or another run holds it.
+  """
+  try:
+    tf.io.gfile.makedirs(model_dir)
+    if _is_remote(model_dir):
+      yield
+      return
+    # Opened for reading and writing, without a change.
+    lock = open(os.path.join(model_dir, _LOCK_FILE), "a+")
+  except (OSError, tf.errors.OpError) as error:
+    raise ValueError(
+        f"--model_dir={model_dir} cannot be written: {reason(error)}. Choose "
+        "a directory that you may write to.") from error
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      lock.seek(0)
+      raise ValueError(
+          f"--model_dir={model_dir} is being trained by another run"
+          f"{_named(lock.read())}. Wait for it, stop it, or choose another "
+          "--model_dir.") from error
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    yield
+
+
+def is_held(model_dir: str) -> bool:
+  """Whether a run trains in the directory at this moment."""
+  path = os.path.join(model_dir, _LOCK_FILE)
+  if _is_remote(model_dir) or not os.path.exists(path):
+    return False
+  with open(path) as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+      return True
+  return False
+
+
+def check_space(model_dir: str, num_bytes: int):
+  """Raises ValueError unless so many bytes fit on the disk.
+
+  Args:
+    model_dir: a string, a directory that exists.
+    num_bytes: an integer, the size of a checkpoint.
+  """
+  if _is_remote(model_dir):
+    return
+  free = shutil.disk_usage(model_dir).free
+  if free < num_bytes:
+    raise ValueError(
+        f"--model_dir={model_dir} is on a disk with {free / 1e6:,.1f} MB free, "
+        f"and a checkpoint takes {num_bytes / 1e6:,.1f} MB: make room, or "
+        "choose another --model_dir.")
+
+
+def save_command(model_dir: str) -> str:
+  """Writes the command line to a new file `command`, `command.1`, ...
+
+  Args:
+    model_dir: a string, a directory that exists.
+
+  Returns:
+    the command line
+  """
+  command = shlex.join(sys.argv)
+  path = _unused(os.path.join(model_dir, "command"))
+  with tf.io.gfile.GFile(path, "w") as f:
+    f.write(command + "\n")
+  return command
+
+
+def keep_config(model_dir: str):
+  """Copies the gin config of an earlier run, which the next will replace."""
+  path = os.path.join(model_dir, "operative_config.gin")
+  if tf.io.gfile.exists(path):
+    tf.io.gfile.copy(path, _unused(path))
+
+
+def _unused(path):
+  """The path, or the first of path.1, path.2, ... that does not exist."""
+  unused, number = path, 0
+  while tf.io.gfile.exists(unused):
+    number += 1
+    unused = f"{path}.{number}"
+  return unused
+
+
+# Where the directory is at fault, and not the program.
+_WRITE_FAILURES = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+
+
+def is_write_failure(error: Exception) -> bool:
+  """Whether an OSError or a tf.errors.OpError is about a file or a disk."""
+  if isinstance(error, OSError):
+    return error.errno in _WRITE_FAILURES
+  return any(os.strerror(number) in error.message for number in _WRITE_FAILURES)
+
+
+def _is_remote(path):
+  return "://" in path
+
+
+def _named(pid):
+  return f" (process {pid})" if pid else ""
+
+
+def reason(error: Exception) -> str:
+  """Why a file was not written, in the words of the operating system where there are any."""
+  return getattr(error, "strerror", None) or getattr(
+      error, "message", str(error))

@@ -1,0 +1,151 @@
+"""Training that can be watched, stopped and trusted."""
+
+import gin
+from mesh_tensorflow.transformer import utils
+import tensorflow.compat.v1 as tf
+from tensorflow_estimator import estimator as tf_estimator
+
+from mtf_moe.train import console
+from mtf_moe.train import health
+from mtf_moe.train import hooks as hooks_lib
+from mtf_moe.train import progress
+from mtf_moe.train import reproducible
+
+
+class Stopped(Exception):
+  """A signal has stopped training, with a checkpoint."""
+
+  def __init__(self, signal):
+    super().__init__(f"stopped by {signal.name}")
+    self.signal = signal
+
+
+@gin.configurable(module="mtf_moe")
+def train_model(
+    estimator, vocabulary, sequence_length, batch_size, train_dataset_fn,
+    train_steps, ensemble_inputs, seed=0, max_minutes=None,
+    seconds_per_line=10.0, steps_per_record=100, **kwargs):
+  """Trains as mesh_tensorflow's function of this name does, and more safely.
+
+  For `run.train_model_fn`. On a mesh of this machine, the same configuration
+  comes to the same weights, bit for bit, in one run or in several, if the data
+  does (run.skip_seen_data = True).
+
+  Args:
+    estimator: a TPUEstimator.
+    vocabulary: a Vocabulary, or a pair of them.
+    sequence_length: a dict from feature to integer.
+    batch_size: an integer, sequences in a batch.
+    train_dataset_fn: a function that returns a tf.data.Dataset.
+    train_steps: an integer, the step to stop at.
+    ensemble_inputs: an optional integer.
+    seed: an integer, for all that is random on a mesh of this machine: initial
+      values, dropout, the second choices that a policy draws.
+    max_minutes: an optional float: stop after so many minutes of training,
+      with a checkpoint, even if steps are left.
+    seconds_per_line: a float, the time between two lines of progress where
+      the output is no terminal.
+    steps_per_record: an integer: the loss and the state of the mixtures are
+      recorded in the first step and after so many more each time.
+    **kwargs: further arguments of mesh_tensorflow's train_model.
+
+  Raises:
+    ValueError: if an argument is not allowed.
+    Stopped: if a signal stopped training.
+    health.LossNotFinite: if the loss became NaN or infinite.
+  """
+  if max_minutes is not None and max_minutes <= 0:
+    raise ValueError(
+        f"train_model.max_minutes = {max_minutes!r} must be above 0: set it to "
+        "the minutes you have, or to None for no limit.")
+  if not isinstance(steps_per_record, int) or steps_per_record < 1:
+    raise ValueError(
+        f"train_model.steps_per_record = {steps_per_record!r} must be a number "
+        "of steps, 1 or more: 100 costs next to nothing. To record nothing of "
+        "the mixtures, set MoE2D.summaries = False.")
+  if _is_done(estimator, train_steps):
+    return
+  console.say("building the graph")
+  shown = progress.ProgressHook(
+      train_steps, batch_size * sequence_length["targets"], seconds_per_line)
+  starvation = health.StarvationWatch()
+
+  def warn_of_starvation(step, records):
+    warning = starvation.observe(step, records)
+    if warning:
+      console.warn(warning)
+
+  on_signal = hooks_lib.SignalHook()
+  hooks = [
+      hooks_lib.RecordHook(estimator.model_dir, steps_per_record,
+                           [shown.show_balance, warn_of_starvation]),
+      shown, on_signal]
+  if max_minutes is not None:
+    hooks.append(hooks_lib.TimeLimitHook(max_minutes))
+  try:
+    utils.train_model(
+        _WithHooks(_prepared(estimator, seed, steps_per_record), hooks),
+        vocabulary, sequence_length, batch_size, train_dataset_fn, train_steps,
+        ensemble_inputs, **kwargs)
+  finally:
+    on_signal.restore()
+  if on_signal.received:
+    raise Stopped(on_signal.received)
+
+
+def _is_done(estimator, train_steps):
+  """Whether the model has been trained for all of the steps."""
+  path = estimator.latest_checkpoint()
+  step = utils.get_step_from_checkpoint_path(path) if path else 0
+  if step >= train_steps > 0:
+    console.say(
+        f"the checkpoint is of step {step:,}, and run.train_steps = "
+        f"{train_steps}: nothing is left to do")
+    return True
+  return False
+
+
+def _prepared(estimator, seed, steps_per_record):
+  """An Estimator for this run.
+
+  Args:
+    estimator: a TPUEstimator.
+    seed: an integer.
+    steps_per_record: an integer.
+
+  Returns:
+    an Estimator, with the health of the run watched
+  """
+  guard = hooks_lib.HealthHook(estimator.model_dir)
+  if estimator.config.master:  # A TPU's.
+    return _WithHooks(estimator, [guard])
+  model_fn = reproducible.reproducible(estimator.model_fn, seed)
+
+  def guarded_model_fn(features, labels, mode, config):
+    spec = model_fn(features, labels, mode, config)
+    # Before the one that saves, which is among them.
+    return spec._replace(
+        training_chief_hooks=(guard, *spec.training_chief_hooks))
+
+  session = tf.ConfigProto(allow_soft_placement=True)
+  # The placement mesh has thousands of small operations for each layer, and
+  # optimizing them takes longer than it saves.
+  session.graph_options.rewrite_options.disable_meta_optimizer = True
+  return tf_estimator.Estimator(
+      guarded_model_fn, config=estimator.config.replace(
+          tf_random_seed=seed, save_summary_steps=steps_per_record,
+          session_config=session))
+
+
+class _WithHooks:
+  """An estimator that trains with further hooks."""
+
+  def __init__(self, estimator, hooks):
+    self._estimator = estimator
+    self._hooks = hooks
+
+  def __getattr__(self, name):
+    return getattr(self._estimator, name)
+
+  def train(self, hooks=(), **kwargs):
+    return self._estimator.train(hooks=[*hooks, *self._hooks], **kwargs)
