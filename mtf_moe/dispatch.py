@@ -89,7 +89,8 @@ class IndexDispatcher:
     """
     weights = [mtf.cast(choice.weight, dtype) for choice in routed.choices]
     # A weight that is zero in this type keeps its slot, but nothing is sent.
-    used = [mtf.not_equal(weight, 0) for weight in weights]
+    # One that is NaN has no slot of its own; it makes its token's result NaN.
+    used = [mtf.greater(mtf.abs(weight), 0) for weight in weights]
     self._table = slots.SlotTable.of(
         [choice.expert for choice in routed.choices],
         [choice.position for choice in routed.choices], used,

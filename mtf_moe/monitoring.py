@@ -158,9 +158,9 @@ def balance(routed: routing.Routing, expert_dims: Sequence[mtf.Dimension]):
 
   Returns:
     a dict from name to float32 scalar: "load/max_over_mean" and
-    "load/min_over_mean", 1 at perfect balance; "load/coefficient_of_variation", 0 there; and for up to
-    `MAX_EXPERTS_SHOWN` experts the share of each one, "load/expert_2" or
-    "load/expert_2_0".
+    "load/min_over_mean", 1 at perfect balance;
+    "load/coefficient_of_variation", 0 there; and for up to `MAX_EXPERTS_SHOWN`
+    experts the share of each one, "load/expert_2" or "load/expert_2_0".
   """
   num_experts = math.prod(dim.size for dim in expert_dims)
   demand = mtf.add_n([

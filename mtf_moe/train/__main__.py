@@ -110,7 +110,7 @@ def _run():
     console.say("the same command goes on from here")
     sys.exit(128 + stopped.signal)  # As a shell has it.
   except health.LossNotFinite as error:
-    console.fail(str(error))
+    console.fail(error.message)
     sys.exit(1)
   except (OSError, tf.errors.OpError) as error:
     if not model_directory.is_write_failure(error):

@@ -1,5 +1,6 @@
 """Checkpoints that can be trusted: whole, readable, finite."""
 
+import json
 import os
 
 import gin
@@ -29,7 +30,7 @@ def problem(path: str) -> str | None:
       value = reader.get_tensor(name)  # Compares checksums.
       if not np.isfinite(value.astype(np.float32)).all():
         return f"variable {name} has values that are not finite"
-  except (tf.errors.OpError, ValueError, RuntimeError) as error:
+  except Exception as error:  # The reader has many ways to put it.
     return f"it cannot be read ({str(error).splitlines()[0]})"
   return None
 
@@ -75,12 +76,11 @@ def set_aside_damaged(model_dir: str, enabled: bool = True):
         f"the checkpoint {os.path.basename(path)} is damaged: {reason}. It is "
         f"now in {model_dir}/{_DAMAGED}, and {os.path.basename(good[-1])} is "
         "used in its place.")
-  if tf.train.latest_checkpoint(model_dir) != good[-1]:
-    # A run may also have been killed between a checkpoint and this record.
-    tf.train.update_checkpoint_state(
-        model_dir, good[-1], save_relative_paths=True,
-        all_model_checkpoint_paths=[
-            path for path in _recorded(model_dir) if path in good[:-1]])
+  recorded = _recorded(model_dir)
+  if recorded[-1:] != good[-1:]:
+    # A run may also have been killed between a checkpoint and its record.
+    older = [path for path in recorded if path in good[:-1]]
+    _record(model_dir, older + good[-1:])
 
 
 def remove_remains(model_dir: str):
@@ -106,6 +106,21 @@ def _recorded(model_dir):
   """The paths of the checkpoints that TensorFlow keeps account of."""
   state = tf.train.get_checkpoint_state(model_dir)
   return list(state.all_model_checkpoint_paths) if state else []
+
+
+def _record(model_dir, paths):
+  """Writes TensorFlow's account anew.
+
+  With names instead of paths, so that the directory can be moved, which
+  tf.train.update_checkpoint_state does not do.
+  """
+  names = [json.dumps(os.path.basename(path)) for path in paths]
+  lines = [f"model_checkpoint_path: {names[-1]}"]
+  lines += [f"all_model_checkpoint_paths: {name}" for name in names]
+  path = os.path.join(model_dir, "checkpoint")
+  with tf.io.gfile.GFile(f"{path}.tmp", "w") as f:
+    f.write("\n".join(lines) + "\n")
+  tf.io.gfile.rename(f"{path}.tmp", path, overwrite=True)
 
 
 def _files(path):

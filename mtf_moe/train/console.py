@@ -78,7 +78,7 @@ def kept_in(directory: str):
   with contextlib.ExitStack() as stack:
     handler = logging.FileHandler(
         os.path.join(directory, LOG_FILE), delay=True)
-    stack.callback(handler.close)
+    stack.callback(_close, handler)
     handler.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     # A disk that is full shall not fill the screen.
@@ -90,6 +90,11 @@ def kept_in(directory: str):
                           (logging.getLogger("py.warnings"), logging.WARNING)]:
       stack.enter_context(_handled_by(logger, handler, level))
     yield
+
+
+def _close(handler):
+  with contextlib.suppress(OSError):  # Where the disk is full, say.
+    handler.close()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,15 @@ from mtf_moe.train import records as records_lib
 
 
 class LossNotFinite(Exception):
-  """The loss became NaN or infinite."""
+  """The loss became NaN or infinite.
+
+  Attributes:
+    message: what happened. Gin appends to the text of an exception.
+  """
+
+  def __init__(self, message):
+    super().__init__(message)
+    self.message = message
 
 
 class LossWatch:

@@ -108,9 +108,9 @@ class HealthHook(tf.train.SessionRunHook):
     good = checkpoints.newest_good(self._model_dir)
     raise health.LossNotFinite(
         f"the loss is {found['loss']} at step {step:,}. "
-        f"{self._origin.describe()} The last good checkpoint is "
-        f"{good or 'none'}; the same command goes on from there. Lower "
-        "run.learning_rate_schedule, or set MoE2D.z_loss = 0.001, before.")
+        f"{self._origin.describe()} Set a lower run.learning_rate_schedule, or "
+        "MoE2D.z_loss = 0.001, and run again, which goes on from the last good "
+        f"checkpoint: {good or 'none'}.")
 
 
 class TimeLimitHook(tf.train.SessionRunHook):

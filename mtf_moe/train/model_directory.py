@@ -31,8 +31,9 @@ def held(model_dir: str):
     if _is_remote(model_dir):
       yield
       return
-    # Opened for reading and writing, without a change.
-    lock = open(os.path.join(model_dir, _LOCK_FILE), "a+")
+    # For reading and writing, without a change.
+    lock = open(  # noqa: SIM115, for the try ends here.
+        os.path.join(model_dir, _LOCK_FILE), "a+")
   except (OSError, tf.errors.OpError) as error:
     raise ValueError(
         f"--model_dir={model_dir} cannot be written: {reason(error)}. Choose "
@@ -135,6 +136,7 @@ def _named(pid):
 
 
 def reason(error: Exception) -> str:
-  """Why a file was not written, in the words of the operating system where there are any."""
-  return getattr(error, "strerror", None) or getattr(
+  """Why a file was not written, in one line, as the system puts it."""
+  text = getattr(error, "strerror", None) or getattr(
       error, "message", str(error))
+  return text.strip().splitlines()[0]

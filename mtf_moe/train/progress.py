@@ -1,5 +1,6 @@
 """How far training is, in a bar or in lines that a person can read."""
 
+import os
 import sys
 
 import tensorflow.compat.v1 as tf
@@ -12,39 +13,72 @@ from mtf_moe.train import reproducible
 
 # "step 120 of 900, loss 2.345, 8,123 tokens/s, busiest expert 1.4x, 1:34 left"
 _LINE = "step {n_fmt} of {total_fmt}{postfix}, {remaining} left"
+# What is cut off in a narrow terminal comes last.
+_BAR = ("{percentage:3.0f}% {bar:10} step {n_fmt} of {total_fmt}, "
+        "{remaining} left{postfix}")
 
 
-def bar(total, initial=0, seconds_per_line=10.0, line=_LINE):
-  """A tqdm bar: live in a terminal, plain lines in a file or a pipe.
+class Progress:
+  """A bar in a terminal, and lines in the log file; or lines in a pipe."""
 
-  Args:
-    total: an integer, the steps of the whole.
-    initial: an integer, the steps that are done.
-    seconds_per_line: a float, the time between two plain lines.
-    line: a string, what it shows, as tqdm formats it.
+  def __init__(self, total: int, initial: int = 0,
+               seconds_per_line: float = 10.0):
+    """Starts the clock.
 
-  Returns:
-    a tqdm.tqdm
-  """
-  in_terminal = sys.stdout.isatty()
+    Args:
+      total: the steps of the whole.
+      initial: the steps that are done.
+      seconds_per_line: the time between two lines.
+    """
+    def lines(write):
+      return tqdm.tqdm(
+          total=total, initial=initial, bar_format=_LINE, miniters=1,
+          mininterval=seconds_per_line, file=_Lines(write),
+          position=0,  # However many bars there are.
+          delay=1e-9)  # No line before the first step.
+
+    if sys.stdout.isatty():
+      self._bars = [_live_bar(total, initial), lines(console.note)]
+    else:
+      self._bars = [lines(console.say)]
+
+  @property
+  def steps_per_second(self) -> float | None:
+    """Known from the second line on."""
+    return self._bars[0].format_dict["rate"]
+
+  def show(self, step: int, text: str = ""):
+    """Shows that so many steps are done, and a text, where it is time to."""
+    for bar in self._bars:
+      bar.set_postfix_str(text, refresh=False)
+      bar.update(step - bar.n)
+
+  def close(self):
+    """Shows the last state."""
+    for bar in self._bars:
+      bar.close()
+
+
+def _live_bar(total, initial):
+  size = {"dynamic_ncols": True}
+  if not os.get_terminal_size(sys.stdout.fileno()).columns:
+    size = {"ncols": 100, "nrows": 25}  # Not every terminal knows its size.
   return tqdm.tqdm(
-      total=total, initial=initial, miniters=1, dynamic_ncols=True,
-      bar_format="{percentage:3.0f}% {bar} " + line if in_terminal else line,
-      mininterval=0.5 if in_terminal else seconds_per_line,
-      delay=1e-9,  # Nothing to show before the first step.
-      file=sys.stdout if in_terminal else _Lines())
+      total=total, initial=initial, bar_format=_BAR, miniters=1,
+      mininterval=0.5, file=sys.stdout, **size)
 
 
 class _Lines:
   """Where lines cannot be redrawn: each state of a bar in a line of its own."""
 
-  def __init__(self):
+  def __init__(self, write):
+    self._write = write
     self._last = ""
 
   def write(self, text):
     line = text.strip()
     if line and line != self._last:
-      console.say(line)
+      self._write(line)
       self._last = line
 
   def flush(self):
@@ -66,6 +100,7 @@ class ProgressHook(tf.train.SessionRunHook):
     self._tokens_per_step = tokens_per_step
     self._seconds_per_line = seconds_per_line
     self._balance = ""
+    self._progress = None
 
   def show_balance(self, step, records):
     """Takes note of what was recorded of a step, from a RecordHook."""
@@ -82,7 +117,8 @@ class ProgressHook(tf.train.SessionRunHook):
     first_step = int(session.run(tf.train.get_global_step()))
     if first_step:
       console.say(f"resuming at step {first_step:,}")
-    self._bar = bar(self._total_steps, first_step, self._seconds_per_line)
+    self._progress = Progress(
+        self._total_steps, first_step, self._seconds_per_line)
 
   def before_run(self, run_context):
     return tf.train.SessionRunArgs(self._fetches)
@@ -90,12 +126,13 @@ class ProgressHook(tf.train.SessionRunHook):
   def after_run(self, run_context, run_values):
     loss, step = run_values.results
     shown = f"loss {loss:.3f}"
-    steps_per_second = self._bar.format_dict["rate"]
-    if steps_per_second:  # Known from the second line on.
+    steps_per_second = self._progress.steps_per_second
+    if steps_per_second:
       tokens_per_second = steps_per_second * self._tokens_per_step
       shown += f", {tokens_per_second:,.0f} tokens/s"
-    self._bar.set_postfix_str(shown + self._balance, refresh=False)
-    self._bar.update(int(step) - self._bar.n)
+    self._progress.show(int(step), shown + self._balance)
 
-  def end(self, session):
-    self._bar.close()
+  def close(self):
+    """Shows the last state, also where training ended by an error."""
+    if self._progress is not None:
+      self._progress.close()

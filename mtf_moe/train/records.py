@@ -52,7 +52,8 @@ def busiest(records: Mapping[str, float]) -> tuple[float, str] | None:
   return max(loads, default=None)
 
 
-def relative_loads(records: Mapping[str, float]) -> dict[tuple[str, str], float]:
+def relative_loads(
+    records: Mapping[str, float]) -> dict[tuple[str, str], float]:
   """What share of an even one each expert has.
 
   Args:

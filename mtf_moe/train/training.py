@@ -89,6 +89,7 @@ def train_model(
         ensemble_inputs, **kwargs)
   finally:
     on_signal.restore()
+    shown.close()
   if on_signal.received:
     raise Stopped(on_signal.received)
 

@@ -12,6 +12,7 @@ from mtf_moe.train import sampling
 from tests.train import program
 from tests.train.program import run
 
+
 @pytest.fixture
 def directory(tmp_path):
   program.write_text(tmp_path)
@@ -52,7 +53,8 @@ def test_trains_resumes_and_evaluates(directory):
   assert lines[:2] == ["checking the configuration", "building the graph"]
   assert re.fullmatch(
       r"step 4 of 4, loss \d\.\d{3}, [\d,]+ tokens/s, busiest expert "
-      r"[1-4]\.\dx \(block_000/layer_001 (outer|inner)\), 00:00 left", lines[-1])
+      r"[1-4]\.\dx \(block_000/layer_001 (outer|inner)\), 00:00 left",
+      lines[-1])
   assert len(lines) <= 6
   assert "step, tf_loss" not in first.stderr
   assert "INFO" not in first.stderr
