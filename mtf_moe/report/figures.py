@@ -34,14 +34,16 @@ _FONT = dict(family="system-ui, sans-serif", size=13, color=_INK)
 def losses(all_runs: Sequence[runs.Run]) -> go.Figure:
   """Training losses as lines, evaluations as markers, in nats per token."""
   figure = _figure("training step", "loss (nats per token)")
+  figure.update_yaxes(rangemode="normal")  # What matters is far from zero.
   for number, run in enumerate(all_runs):
+    of_run = f"{run.name}: " if len(all_runs) > 1 else ""
     colour = _RUN_COLOURS[number % len(_RUN_COLOURS)]
     dash = _DASHES[number // len(_RUN_COLOURS) % len(_DASHES)]
     if "loss" in run.scalars:
       series = run.scalars["loss"]
       figure.add_scatter(
           x=series.steps.tolist(), y=_numbers(series.values, 4),
-          name=escape(f"{run.name}: training"),
+          name=escape(f"{of_run}training"),
           line=dict(color=colour, dash=dash), mode=_mode(series.steps))
     for symbol, (name, tags) in zip(
         _SYMBOLS * len(run.evaluations), run.evaluations.items()):
@@ -50,10 +52,10 @@ def losses(all_runs: Sequence[runs.Run]) -> go.Figure:
       series = tags["neg_log_perplexity"]
       figure.add_scatter(
           x=series.steps.tolist(), y=_numbers(-series.values, 4),
-          name=escape(f"{run.name}: {evaluation_title(name)}"),
+          name=escape(f"{of_run}{evaluation_title(name)}"),
           mode="lines+markers" if len(series.steps) > 1 else "markers",
           line=dict(color=colour, dash="dot"),
-          marker=dict(symbol=symbol, size=11, color=colour,
+          marker=dict(symbol=symbol, size=11, color=colour, opacity=0.75,
                       line=dict(color="white", width=1)))
   return figure
 
@@ -153,9 +155,9 @@ def loads(level: mixtures.Level) -> tuple[go.Figure, list, list] | None:
   figure = _figure("x: the group of experts", "y: the expert in it")
   figure.add_heatmap(
       z=frames[-1], x=list(range(size_x)), y=list(range(size_y)),
-      zmin=0, zmid=1, zmax=2, colorscale=_LOADS, showscale=False, xgap=2,
+      zmin=0, zmax=2, colorscale=_LOADS, showscale=False, xgap=2,
       ygap=2, texttemplate="%{z:.1f}" if size_x <= 8 else None,
-      textfont=dict(size=12, color=_INK),
+      textfont=dict(size=12),  # Plotly chooses black or white.
       hovertemplate="expert %{x}, %{y}: %{z:.2f} of an even share"
                     "<extra></extra>")
   for update, size in (
@@ -197,7 +199,8 @@ def _depth_colour(number, count):
   """From dark blue at the input to orange at the output."""
   first, last = np.array([0x1B, 0x3A, 0x6B]), np.array([0xE6, 0x9F, 0x00])
   mixed = first + (last - first) * (number / max(1, count - 1))
-  return "#%02X%02X%02X" % tuple(int(round(part)) for part in mixed)
+  red, green, blue = mixed.round().astype(int)
+  return f"#{red:02X}{green:02X}{blue:02X}"
 
 
 def _numbers(values, digits):

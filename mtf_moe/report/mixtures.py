@@ -15,7 +15,8 @@ from mtf_moe.report import runs
 OUTER, INNER = "outer", "inner"
 LEVEL_TITLES = {OUTER: "level one (outer)", INNER: "level two (inner)"}
 
-_TAG = re.compile(r"moe/(?:(?P<layer>.+?)/)?(?P<level>outer|inner)/(?P<metric>.+)")
+_TAG = re.compile(
+    r"moe/(?:(?P<layer>.+?)/)?(?P<level>outer|inner)/(?P<metric>.+)")
 _PLACE = re.compile(r"(block_\d+/layer_\d+)")
 _STACKS = {"encoder": "encoder ", "decoder": "decoder "}
 

@@ -31,15 +31,28 @@ def _card(run, layers):
       f"<dt>{html.escape(name)}</dt><dd><strong>{html.escape(value)}</strong>"
       f"{html.escape(' ' + where if where else '')}</dd>"
       for name, value, where in _facts(run, layers))
+  judged = verdicts.judge(run, layers)
   says = "".join(
       f'<li class="{verdict.kind}">{html.escape(verdict.text)}</li>'
-      for verdict in verdicts.judge(run, layers))
-  if not layers:
+      for verdict in judged)
+  warnings = sum(verdict.kind == verdicts.WARNING for verdict in judged)
+  summary = (
+      f'<p class="summary warning">{warnings} '
+      f'warning{"s" if warnings > 1 else ""}, below</p>' if warnings else
+      '<p class="summary good">no warnings</p>')
+  if layers:
+    level = layers[0].levels[mixtures.OUTER]
+    steps = level.steps[level.recent]
+    means = (f"Shares and balance are means of the last {len(steps)} records "
+             f"(steps {steps[0]:,} to {steps[-1]:,}).")
+  else:
+    means = ""
     says += (f'<li class="note">'
              f"{html.escape(why_nothing_was_recorded(run))}</li>")
   return (f"<article><h3>{html.escape(run.name)}</h3>"
-          f'<p class="quiet">{html.escape(run.directory)}</p>'
-          f'<dl>{facts}</dl><ul class="verdicts">{says}</ul></article>')
+          f'<p class="quiet">{html.escape(run.directory)}</p>{summary}'
+          f'<dl>{facts}</dl><p class="quiet">{means}</p>'
+          f'<ul class="verdicts">{says}</ul></article>')
 
 
 def _facts(run, layers):
@@ -58,19 +71,16 @@ def _facts(run, layers):
     facts.append(("Speed", f"{speed:.3g}", "steps a second"))
   if not layers:
     return facts
-  for name, what in ((mixtures.OUTER, "Tokens lost, level one"),
-                     (mixtures.INNER, "Arrivals lost, level two")):
+  for name, what, of_what in (
+      (mixtures.OUTER, "Lost at level one", "the tokens"),
+      (mixtures.INNER, "Lost at level two", "what arrives there")):
     place = verdicts.most_lost(layers, name)
     facts.append((what, verdicts.percent(place.value),
-                  f"in {place.layer.title}, the worst"))
+                  f"of {of_what}, in {place.layer.title}, the worst"))
   place = verdicts.least_balanced(layers)
   if not math.isnan(place.value):
     facts.append(("Worst balance", f"{place.value:.2f}",
                   f"times the average, by the busiest expert of {place.text}"))
-  recent = layers[0].levels[mixtures.OUTER]
-  steps = recent.steps[recent.recent]
-  facts.append(("“Now”", f"{len(steps)} records",
-                f"up to step {steps[-1]:,}, their mean"))
   return facts
 
 

@@ -11,7 +11,9 @@ function heightOf(plot, width) {
   }
   const names = plot.data.map((trace) => trace.name || "");
   const longest = Math.max(...names.map((name) => name.length));
-  const columns = Math.max(1, Math.floor(width / (50 + 6.8 * longest)));
+  // Plotly puts names in columns below the plot, which is narrower than all.
+  const columns = Math.max(
+      1, Math.floor((width - 80) / (50 + 6.6 * longest)));
   return 300 + 21 * Math.ceil(names.length / columns);
 }
 
@@ -51,7 +53,7 @@ function show(slider) {
   const maps = [...slider.closest("[data-slides]").querySelectorAll(".plot")];
   const step = plots[maps[0].dataset.plot].steps[slider.value];
   slider.parentElement.querySelector("output").textContent =
-      `step ${step.toLocaleString("en")}`;
+      step.toLocaleString("en");
   for (const element of maps) {
     const {steps, frames} = plots[element.dataset.plot];
     const last = steps.filter((other) => other <= step).length - 1;

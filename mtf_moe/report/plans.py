@@ -31,14 +31,19 @@ def _costs(plan):
       ["products in training",
        f"{plan['flops_per_token'] / 1e9:,.3f} GFLOP a token"],
       ["memory of a core", ", ".join(
-          f"{what} {costs[key] / 2 ** 20:,.1f} MiB" for what, key in (
+          f"{what} {_size(costs[key])}" for what, key in (
               ("variables", "variable_bytes"), ("optimizer", "slot_bytes"),
               ("activations at their peak, estimated", "activation_bytes")))]]
   rows += [
       [f"{traffic['kind']} along {', '.join(traffic['axes'])}",
-       f"{traffic['count']} in a step, {traffic['bytes'] / 2 ** 20:,.1f} MiB a "
-       "core"] for traffic in costs["traffic"]]
+       f"{traffic['count']} in a step, {_size(traffic['bytes'])} a core"]
+      for traffic in costs["traffic"]]
   return parts.table(rows)
+
+
+def _size(count):
+  return (f"{count / 2 ** 20:,.1f} MiB" if count >= 2 ** 20 else
+          f"{count / 2 ** 10:,.1f} KiB")
 
 
 def _mixtures(mixtures):
@@ -62,8 +67,9 @@ def _names(mixture):
 def _balanced(mixtures):
   return "".join(parts.paragraph(
       f"With perfectly balanced routers in {_names(m)}, "
-      f"{m['balanced']['lost_tokens']:.1%} of the tokens would reach no expert, "
-      f"the others {m['balanced']['experts_per_token']:.2f} on average, and "
+      f"{m['balanced']['lost_tokens']:.1%} of the tokens would reach no "
+      "expert, a token "
+      f"{m['balanced']['experts_per_token']:.2f} on average, and "
       f"{m['balanced']['empty_slots']:.1%} of the experts' slots would stay "
-      "empty: this is as good as the pictures above can become.")
+      "empty.")
                  for m in mixtures)

@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 import dataclasses
 import json
+import math
 import os
 import re
 
 import numpy as np
-from tensorboard.backend.event_processing import (
-    plugin_event_accumulator as event_accumulator)
+from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.util import tb_logging
 from tensorboard.util import tensor_util
 import tensorflow.compat.v1 as tf
 
-# Why a number may be missing in a plan that is read: it is of another release.
+# What is shown of a plan.
 _PLAN_KEYS = {"mesh_shape", "costs", "mixtures", "findings",
               "total_parameters", "active_parameters", "flops_per_token"}
-_PLAN_COMMAND = "python -m mtf_moe.plan ... --json"
+_SCALARS = "scalars"  # TensorBoard's name for them.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +88,7 @@ def read(directories: Sequence[str]) -> list[Run]:
       plan is none.
   """
   check(directories)
-  directories = list(dict.fromkeys(
-      directory.rstrip("/") or "/" for directory in directories))
+  directories = list(dict.fromkeys(map(_without_slash, directories)))
   return [_read_run(directory, name)
           for directory, name in zip(directories, _names(directories))]
 
@@ -113,6 +112,10 @@ def check(directories: Sequence[str]):
           f"--model_dir={directory} has no event files "
           "(events.out.tfevents.*): training writes them in its first step. "
           "Was another directory meant?")
+
+
+def _without_slash(directory):
+  return directory.rstrip("/") or "/"
 
 
 def _names(directories):
@@ -159,6 +162,8 @@ def _event_files(directory):
 
 
 def _escaped(path):
+  """For a glob, in which the path has no wildcards."""
+  path = _without_slash(path)
   return re.sub(r"([\\*?\[\]])", r"\\\1", path)
 
 
@@ -166,11 +171,13 @@ def _points(path) -> list[Point]:
   """All scalars of a file, up to a record that is cut off, if there is one."""
   # It warns of graphs that are written twice, as Estimators do.
   tb_logging.get_logger().setLevel("ERROR")
-  events = event_accumulator.EventAccumulator(
-      path, size_guidance={event_accumulator.TENSORS: 0},
+  events = plugin_event_accumulator.EventAccumulator(
+      path, size_guidance={plugin_event_accumulator.TENSORS: 0},
       purge_orphaned_data=True).Reload()
+  if _SCALARS not in events.ActivePlugins():
+    return []
   points = []
-  for tag in sorted(events.PluginTagToContent("scalars")):
+  for tag in sorted(events.PluginTagToContent(_SCALARS)):
     points += [
         Point(tag, event.step,
               float(tensor_util.make_ndarray(event.tensor_proto)),
@@ -183,10 +190,9 @@ def merge_restarts(files: Sequence[Sequence[Point]]) -> dict[str, Series]:
   """What a run recorded, where each start of it has written a file.
 
   A run that was killed goes on from its last checkpoint and repeats the steps
-  behind it: what an earlier file has of them is of a model that is lost. That
-  is what was written before another file began, for the step with which that
-  one begins or a later one. The clock is asked, and not only the names of
-  files, as some runs write two files at the same time.
+  behind it: what an earlier file has of them is of a model that is lost. A file
+  is earlier if it ended before the other began. Some runs write two files at
+  the same time, of which neither is.
 
   Args:
     files: the points of each file.
@@ -194,12 +200,16 @@ def merge_restarts(files: Sequence[Sequence[Point]]) -> dict[str, Series]:
   Returns:
     a dict from tag to `Series`
   """
-  begins = [(min(p.wall_time for p in points), min(p.step for p in points))
-            for points in files if points]
-  return _series([
-      point for points in files for point in points
-      if not any(point.wall_time < time and point.step >= step
-                 for time, step in begins)])
+  files = [points for points in files if points]
+  starts = [(min(point.wall_time for point in points),
+             min(point.step for point in points)) for points in files]
+  kept = []
+  for points in files:
+    end = max(point.wall_time for point in points)
+    repeated = min((step for start, step in starts if end < start),
+                   default=math.inf)
+    kept += [point for point in points if point.step < repeated]
+  return _series(kept)
 
 
 def _series(points) -> dict[str, Series]:
@@ -231,5 +241,6 @@ def _plan(path):
   if not isinstance(plan, dict) or not plan.keys() >= _PLAN_KEYS:
     raise ValueError(
         f"{path} is not the plan of one configuration: write it again with "
-        f"{_PLAN_COMMAND} (without --suggest) > {path}, or remove it.")
+        f"python -m mtf_moe.plan ... --json > {path}, without --suggest, or "
+        "remove it.")
   return plan

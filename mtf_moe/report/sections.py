@@ -15,50 +15,52 @@ from mtf_moe.report import verdicts
 _RUN = "run"
 
 _LOSS = (
-    "Lines are the loss in training, which includes the balancing losses of the "
-    "mixtures; marks are evaluations, which do not. Good is a fast fall that "
-    "becomes ever slower. If marks rise while the line falls, the model learns "
-    "its text by heart: train for fewer `run.train_steps`, on more text, or with "
+    "Lines are the loss in training, with the balancing losses of the mixtures "
+    "in it; marks are evaluations, without. Good is a fast fall that becomes "
+    "ever slower. If marks rise while the line falls, the model learns its "
+    "text by heart: train for fewer `run.train_steps`, on more text, or with "
     "`MoE2D.dropout_rate`. If the line jumps or rises, lower "
     "`run.learning_rate_schedule`.")
 _LOADS = (
-    "How many tokens wanted each expert, before any was dropped, relative to an "
-    "even share: 1 is even, 2 twice as many. Good is pale everywhere, with "
-    "numbers near 1. Bad is a few brown experts among blue ones near 0, which "
-    "take memory and learn nothing: raise `MoE2D.loss_coef`. A column is a group "
-    "of experts of level one.")
+    "How many tokens wanted each expert, before any was dropped, relative to "
+    "an even share: 1 is even, 2 is twice as many. Good is pale everywhere, "
+    "with numbers near 1. Bad is a few brown experts among blue ones near 0, "
+    "which take memory and learn nothing: raise `MoE2D.loss_coef`. A column is "
+    "a group of experts of level one.")
 _TOKENS = (
     "Tokens choose groups of experts at level one, and what arrives there "
-    "chooses experts at level two. Who finds all slots taken is dropped; what "
-    "this layer would have added for it is lost.")
+    "chooses experts at level two. What finds all slots taken is dropped: for "
+    "that token, this expert adds nothing.")
 _LEVEL_ONE = (
-    "Every token has two choices; all choices of all tokens are the whole. Red "
-    "should be thin: it is tokens whose favourite group was full. If it is not, "
-    "raise `MoE2D.capacity_factor_train`, or `MoE2D.loss_coef` where experts are "
-    "loaded unevenly. Orange matters less. Grey choices were weak, and left out "
-    "by `MoE2D.second_policy_train`.")
+    "Every token has two choices; the whole is all choices of all tokens. "
+    "Dropped first choices (red) are tokens whose favourite group was full, "
+    "and should be few. If they are not, raise `MoE2D.capacity_factor_train`, "
+    "or `MoE2D.loss_coef` where loads are uneven. Dropped second choices "
+    "matter less. Refused ones were weak, and left out by "
+    "`MoE2D.second_policy_train`.")
 _ONE_CHOICE = (
-    "Every token has one choice; all tokens are the whole. Red should be thin: "
-    "it is tokens whose expert was full. If it is not, raise "
-    "`MoE2D.capacity_factor_train`, or `MoE2D.loss_coef` where experts are "
-    "loaded unevenly.")
+    "Every token has one choice; the whole is all tokens. Dropped ones (red) "
+    "are tokens whose group was full, and should be few. If they are not, "
+    "raise `MoE2D.capacity_factor_train`, or `MoE2D.loss_coef` where loads are "
+    "uneven.")
 _LEVEL_TWO = (
-    "What arrives, blue in the level above, is the whole; a token that reaches "
-    "two groups arrives twice. Red was taken by no expert, for want of a slot. "
-    "Some of it is usual with as many slots as arrivals; if it grows or exceeds "
-    "a third, raise `MoE2D.capacity_factor_second_level`, or `MoE2D.loss_coef` "
-    "where experts are loaded unevenly.")
+    "The whole is what arrives: the choices that level one kept, so that a "
+    "token which reaches two groups counts twice. The dropped part (red) was "
+    "taken by no expert. Some is usual where slots are no more than arrivals; "
+    "if it grows, or exceeds a third, raise "
+    "`MoE2D.capacity_factor_second_level`, or `MoE2D.loss_coef` where loads "
+    "are uneven.")
 _BALANCE = (
     ("load/max_over_mean", "Busiest expert over average", "times the average",
      (1.0, "even"),
-     "How often the busiest expert is wanted, relative to the average one. Near "
-     "1 is good. Above 2, most of its tokens find no slot while other experts "
-     "idle: raise `MoE2D.loss_coef`."),
+     "How often the busiest expert is wanted, relative to the average one. "
+     "Near 1 is good. Above 2, many of its tokens find no slot while other "
+     "experts idle: raise `MoE2D.loss_coef`."),
     ("load/coefficient_of_variation", "Unevenness of all experts",
      "deviation over mean", None,
-     "The standard deviation of the loads over their mean: 0 is perfectly even. "
-     "It should fall and stay low, below about 0.5; if it climbs, raise "
-     "`MoE2D.loss_coef`. Experts of level two are counted over all groups."),
+     "The standard deviation of the loads over their mean: 0 is perfectly "
+     "even. It should fall and stay low, below about 0.5; if it climbs, raise "
+     "`MoE2D.loss_coef`. Level two compares the experts of all groups."),
 )
 _ROUTERS = (
     ("router/entropy", "Entropy of the router", "nats",
@@ -132,11 +134,11 @@ def _loads(run, layers, plots, number):
         "below is known for any number.", "quiet")
   steps = maps[0][1][1]
   slider = (
-      f'<p class="slider"><label for="step-{number}">Step</label>'
+      f'<p class="slider"><label for="step-{number}">Training step</label>'
       f'<input type="range" id="step-{number}" min="0" max="{len(steps) - 1}" '
-      f'value="{len(steps) - 1}"><output>step {steps[-1]:,}</output></p>')
-  scale = ('<p class="scale">0, unused <i></i> 2 and more, overloaded '
-           '(white: 1, even)</p>')
+      f'value="{len(steps) - 1}"><output>{steps[-1]:,}</output></p>')
+  scale = ('<p class="scale"><span>0, unused</span> <i></i> '
+           '<span>2, overloaded</span></p>')
   grid = "".join(plots.add(figure, layer.title, (steps, frames))
                  for layer, (figure, steps, frames) in maps)
   return (f'<div data-slides>{slider}{scale}<div class="row small">{grid}'
@@ -219,9 +221,9 @@ def _plan(run, layers, plots, number):
   del layers, plots, number
   if run.plan is None:
     return parts.paragraph(
-        f"There is no plan. `python -m mtf_moe.plan --json` with the gin files "
-        f"and parameters of the run, and ` > {run.directory}/plan.json`, writes "
-        "one for this page.", "quiet")
+        "There is no plan. This page shows one that is written by `python -m "
+        "mtf_moe.plan --json`, with the gin files and parameters of the run, "
+        f"to `{run.directory}/plan.json`.", "quiet")
   return plans.tables(run.plan)
 
 

@@ -11,16 +11,20 @@ from mtf_moe.report import runs
 
 GOOD, WARNING, NOTE = "good", "warning", "note"
 
-# Where a verdict turns. A balanced router with the default capacities loses a
-# few percent at level one; at level two, where the slots are as many as the
-# tokens that arrive, it loses more, second choices first.
-MOST_LOST = {mixtures.OUTER: 0.05, mixtures.INNER: 0.3}
-MOST_OVER_MEAN = 2.0  # max_over_mean: the busiest expert has twice its share.
-UNUSED = 0.1  # of an even share.
-SATURATED = 0.98  # Mean of the largest gate.
-UNDECIDED = 0.99  # Entropy, of that of even gates.
-MOST_EMPTY = 0.5
-RISEN = 0.1  # Of the lowest loss.
+# Where a verdict turns: good below the first, a warning above the second.
+# Balanced routers with the default capacities lose few tokens at level one. At
+# level two, where slots are no more than the tokens that arrive, some loss is
+# usual, of second choices first.
+_LOST = {mixtures.OUTER: (0.05, 0.05), mixtures.INNER: (0.1, 0.3)}
+# Of the busiest expert, over the average one.
+_UNEVEN = 2.0
+# With that, uneven loads are why tokens are lost, more than few slots.
+_UNEVEN_LOSES = 1.5
+_UNUSED = 0.1  # Of an even share.
+_SATURATED = 0.98  # Mean of the largest gate.
+_UNDECIDED = 0.99  # Entropy, of that of even gates.
+_EMPTY = 0.5  # Of the slots.
+_RISEN = 0.1  # Of the lowest loss.
 
 _CAPACITY = {mixtures.OUTER: "MoE2D.capacity_factor_train",
              mixtures.INNER: "MoE2D.capacity_factor_second_level"}
@@ -44,7 +48,8 @@ class Place:
 
   @property
   def text(self) -> str:
-    return f"{self.layer.title}, {mixtures.LEVEL_TITLES[self.level.name]}"
+    """Such as "level two (inner) of layer 1 (block_000/layer_001)"."""
+    return f"{mixtures.LEVEL_TITLES[self.level.name]} of {self.layer.title}"
 
 
 def judge(run: runs.Run, layers: Sequence[mixtures.Layer]) -> list[Verdict]:
@@ -90,9 +95,11 @@ def _loss(run):
     return [Verdict(
         WARNING, f"The loss is not finite at step {series.steps[bad][0]:,}: "
         "lower run.learning_rate_schedule, and set MoE2D.z_loss = 0.001.")]
+  if len(series.values) == 1:
+    return [Verdict(NOTE, "The loss is known of one step only.")]
   smooth = _smooth(series.values)
   lowest = int(smooth.argmin())
-  if smooth[-1] > (1 + RISEN) * smooth[lowest]:
+  if smooth[-1] > (1 + _RISEN) * smooth[lowest]:
     return [Verdict(
         WARNING, f"The loss has risen from {smooth[lowest]:.3f} at step "
         f"{series.steps[lowest]:,} to {smooth[-1]:.3f}: lower "
@@ -111,36 +118,45 @@ def _smooth(values):
 
 
 def _lost(run, layers):
-  found = []
-  for name in (mixtures.OUTER, mixtures.INNER):
-    place = most_lost(layers, name)
-    what = ("tokens find no expert at" if name == mixtures.OUTER else
-            "the tokens that arrive find no expert with room at")
-    says = f"{percent(place.value)} of {what} {_level_of(place)}"
-    if place.value <= MOST_LOST[name]:
-      found.append(Verdict(GOOD, f"{says} (the worst)."))
-    elif _imbalance(place.level) > MOST_OVER_MEAN:
-      # More slots would hardly help: those of other experts are empty.
-      found.append(Verdict(
-          WARNING, f"{says}, where the busiest expert is wanted "
-          f"{_imbalance(place.level):.1f} times as often as the average one: "
-          f"raise {_set(run, 'MoE2D.loss_coef')}."))
-    else:
-      found.append(Verdict(
-          WARNING, f"{says}: raise {_set(run, _CAPACITY[name])}."))
-  return found
+  return [_lost_at(run, most_lost(layers, mixtures.OUTER),
+                   "tokens find no expert"),
+          _lost_at(run, most_lost(layers, mixtures.INNER),
+                   "the tokens that arrive find no expert with room")]
+
+
+def _lost_at(run, place, what):
+  """About the layer that loses most at a level."""
+  level = place.level.name
+  few, many = _LOST[level]
+  says = f"{percent(place.value)} of {what} at {place.text}"
+  capacity = _set(run, _CAPACITY[level])
+  if place.value <= few:
+    return Verdict(GOOD, f"At most {says}.")
+  if place.value <= many:
+    return Verdict(
+        NOTE, f"{says}: usual where slots are no more than arrivals. Fewer "
+        f"would be with more {capacity}, at a higher cost.")
+  imbalance = _imbalance(place.level)
+  if imbalance > _UNEVEN_LOSES:
+    # More slots would hardly help: those of other experts are empty.
+    return Verdict(
+        WARNING, f"{says}, as the busiest expert is wanted {imbalance:.1f} "
+        "times as often as the average one: raise "
+        f"{_set(run, 'MoE2D.loss_coef')}.")
+  return Verdict(WARNING, f"{says}: raise {capacity}.")
 
 
 def _balance(run, layers):
   place = least_balanced(layers)
   if math.isnan(place.value):
     return []
-  says = (f"The busiest expert of {_level_of(place)} is wanted "
-          f"{place.value:.1f} times as often as the average one")
-  if place.value > MOST_OVER_MEAN:
+  says = (f"the busiest expert of {place.text} is wanted {place.value:.1f} "
+          "times as often as the average one")
+  if place.value > _UNEVEN:
     return [Verdict(
-        WARNING, f"{says}: raise {_set(run, 'MoE2D.loss_coef')}.")]
-  return [Verdict(GOOD, f"{says} (the worst).")]
+        WARNING, f"Loads are uneven: {says}. Raise "
+        f"{_set(run, 'MoE2D.loss_coef')}.")]
+  return [Verdict(GOOD, f"Loads are balanced: even {says}.")]
 
 
 def _unused(run, layers):
@@ -152,9 +168,9 @@ def _unused(run, layers):
     loads = level.relative_loads()
     if loads is None:
       continue
-    now = np.nanmean(loads[level.recent], axis=0)
+    now = loads[level.recent].mean(axis=0)
     number += now.size
-    if few := int((now < UNUSED).sum()):
+    if few := int((now < _UNUSED).sum()):
       starved[layer.title] = few
   if starved:
     where = ", ".join(f"{few} of {title}" for title, few in starved.items())
@@ -178,12 +194,12 @@ def _gates(run, layers):
           for metric in ("router/confidence", "router/entropy"))
       experts = experts_in(run, name)
       highest = highest_entropy(experts) if experts else None
-      if confidence > SATURATED:
+      if confidence > _SATURATED:
         found.append(Verdict(
             WARNING, f"The router of {where} is certain of nearly every token "
             f"(confidence {confidence:.3f}) and learns little more: set "
             f"{_set(run, 'MoE2D.z_loss')} to 0.001."))
-      elif highest and entropy > UNDECIDED * highest:
+      elif highest and entropy > _UNDECIDED * highest:
         found.append(Verdict(
             NOTE, f"The router of {where} hardly prefers any expert (entropy "
             f"{entropy:.2f} of at most {highest:.2f}): if it stays so, lower "
@@ -205,13 +221,14 @@ def highest_entropy(experts: int) -> float:
 
 def _empty(run, layers):
   place = _worst(layers, [mixtures.INNER], _empty_now)
-  if place.value <= MOST_EMPTY:
+  if place.value <= _EMPTY:
     return []
+  capacity, smallest = (_set(run, f"MoE2D.{name}") for name in (
+      "capacity_factor_second_level", "min_expert_capacity"))
   return [Verdict(
-      NOTE, f"{percent(place.value)} of the experts' slots in {place.layer.title} "
-      "are empty, and computed all the same: if few tokens are dropped, lower "
-      f"{_set(run, 'MoE2D.capacity_factor_second_level')} or "
-      f"{_set(run, 'MoE2D.min_expert_capacity')}.")]
+      NOTE, f"{percent(place.value)} of the experts' slots in "
+      f"{place.layer.title} are empty, and computed all the same: if few "
+      f"tokens are dropped, lower {capacity} or {smallest}.")]
 
 
 def _empty_now(level):
@@ -229,11 +246,6 @@ def _imbalance(level):
 def percent(share: float) -> str:
   """Such as "12%", or "0.4%"."""
   return f"{share:.1%}" if 0 < share < 0.0995 else f"{share:.0%}"
-
-
-def _level_of(place):
-  """Such as "level outer of layer 2 (block_001/layer_001)"."""
-  return f"level {place.level.name} of {place.layer.title}"
 
 
 def _set(run, parameter):
