@@ -6,7 +6,6 @@ The page shows whether experts are used, tokens are lost and the run is healthy.
 It works without a network. Several --model_dir are compared.
 """
 
-import os
 import sys
 
 from absl import app
@@ -34,7 +33,8 @@ def main(argv):
   logging.set_verbosity(logging.FATAL)
   tf.get_logger().setLevel("ERROR")
   try:
-    write(FLAGS.model_dir, FLAGS.output)
+    from mtf_moe.report import page  # Here, since --help needs no plotly.
+    page.write(FLAGS.model_dir, FLAGS.output)
   except ImportError as error:
     if (error.name or "").partition(".")[0] not in _EXTRA:
       raise
@@ -43,46 +43,6 @@ def main(argv):
              "pip install '.[report]'.")
   except (OSError, tf.errors.OpError, ValueError) as error:
     sys.exit(f"mtf_moe.report: {error}")
-
-
-def write(directories, output):
-  """Writes the page.
-
-  Args:
-    directories: model directories.
-    output: the path of the page, or None.
-
-  Raises:
-    ImportError: without plotly, or tensorboard.
-    ValueError: if there is nothing to read, or nowhere to write.
-  """
-  from mtf_moe.report import page  # After the flags: --help needs no plotly.
-  from mtf_moe.report import runs
-
-  output = output or os.path.join(directories[0], "report.html")
-  runs.check(directories)
-  _check_output(output)
-  text = page.render(runs.read(directories))
-  with tf.io.gfile.GFile(output, "w") as f:
-    f.write(text)
-  print(f"wrote {output}", flush=True)
-
-
-def _check_output(output):
-  """Before event files are read, which may take a while."""
-  if tf.io.gfile.isdir(output):
-    raise ValueError(
-        f"--output={output} is a directory: give the name of a file in it.")
-  existed = tf.io.gfile.exists(output)
-  try:
-    with tf.io.gfile.GFile(output, "a") as f:
-      f.write("")
-    if not existed:
-      tf.io.gfile.remove(output)
-  except (OSError, tf.errors.OpError) as error:
-    raise ValueError(
-        f"--output={output} cannot be written ({error}): give a file in a "
-        "directory that exists and that you may write to.") from error
 
 
 if __name__ == "__main__":

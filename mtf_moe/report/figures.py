@@ -5,6 +5,7 @@ explanations are HTML around them, which wraps on a narrow screen.
 """
 
 from collections.abc import Sequence
+import html
 
 import numpy as np
 import plotly.graph_objects as go
@@ -28,6 +29,7 @@ _LOADS = [[0.0, "#2166AC"], [0.25, "#8FBFDC"], [0.5, "#FFFFFF"],
 _GRID = "#E4E4E0"
 _INK = "#2B2B2B"
 _MOST_STEPS_OF_LOADS = 60  # In the slider.
+_MOST_LETTERS = 40  # In a legend: as many as a phone is wide.
 _FONT = dict(family="system-ui, sans-serif", size=13, color=_INK)
 
 
@@ -43,7 +45,7 @@ def losses(all_runs: Sequence[runs.Run]) -> go.Figure:
       series = run.scalars["loss"]
       figure.add_scatter(
           x=series.steps.tolist(), y=_numbers(series.values, 4),
-          name=escape(f"{of_run}training"),
+          name=_legend(f"{of_run}training"),
           line=dict(color=colour, dash=dash), mode=_mode(series.steps))
     for symbol, (name, tags) in zip(
         _SYMBOLS * len(run.evaluations), run.evaluations.items()):
@@ -52,7 +54,7 @@ def losses(all_runs: Sequence[runs.Run]) -> go.Figure:
       series = tags["neg_log_perplexity"]
       figure.add_scatter(
           x=series.steps.tolist(), y=_numbers(-series.values, 4),
-          name=escape(f"{of_run}{evaluation_title(name)}"),
+          name=_legend(f"{of_run}{evaluation_title(name)}"),
           mode="lines+markers" if len(series.steps) > 1 else "markers",
           line=dict(color=colour, dash="dot"),
           marker=dict(symbol=symbol, size=11, color=colour, opacity=0.75,
@@ -90,7 +92,7 @@ def lines(layers: Sequence[mixtures.Layer], level_name: str, metric: str,
     level = layer.levels[level_name]
     figure.add_scatter(
         x=level.steps.tolist(), y=_numbers(level[metric], 4),
-        name=escape(layer.label), mode=_mode(level.steps),
+        name=_legend(layer.label), mode=_mode(level.steps),
         line=dict(color=_depth_colour(number, len(shown)),
                   dash=_DASHES[number % len(_DASHES)]))
   if reference:
@@ -168,9 +170,12 @@ def loads(level: mixtures.Level) -> tuple[go.Figure, list, list] | None:
   return figure, level.steps[chosen].tolist(), frames
 
 
-def escape(text: str) -> str:
-  """For plotly, which takes some HTML in names: none of it is meant."""
-  return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def _legend(name):
+  """A name without its middle, if it is long; plotly takes HTML in names."""
+  if len(name) > _MOST_LETTERS:
+    half = _MOST_LETTERS // 2
+    name = f"{name[:half]}…{name[-half:]}"
+  return html.escape(name, quote=False)
 
 
 def _figure(x_title, y_title):

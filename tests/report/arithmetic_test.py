@@ -227,4 +227,7 @@ def test_losses_of_all_runs():
   assert other.name == "&lt;b&gt;: training"
   assert (list(evaluation.x), list(evaluation.y)) == ([7], [1.5])
   assert evaluation.name == "&lt;b&gt;: evaluation x"
+  long = runs.Run("x" * 30, "dir", made({}).scalars, evaluations)
+  assert [trace.name for trace in figures.losses([long, first]).data][1] == (
+      "x" * 20 + "…" + "xxxxxx: evaluation x")
   assert evaluation.marker.color == other.line.color != train.line.color

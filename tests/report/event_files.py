@@ -49,15 +49,20 @@ def write(directory, steps, suffix=""):
     suffix: of the file's name. Files that are written in the same second need
       different ones, in their order.
   """
+  with writer(directory, suffix) as opened:
+    for step, values in steps.items():
+      add(opened, step, values)
+
+
+def writer(directory, suffix=""):
+  """A writer of an event file, which is to be closed."""
   with tf.Graph().as_default():
-    with tf.summary.FileWriter(str(directory), filename_suffix=suffix) as writer:
-      for step, values in steps.items():
-        add(writer, step, values)
+    return tf.summary.FileWriter(str(directory), filename_suffix=suffix)
 
 
-def add(writer, step, values):
+def add(opened, step, values):
   """Writes the scalars of a step."""
-  writer.add_summary(tf.Summary(value=[
+  opened.add_summary(tf.Summary(value=[
       tf.Summary.Value(tag=tag, simple_value=value)
       for tag, value in values.items()]), step)
 
@@ -80,12 +85,23 @@ def mixture(layer, outer=None, inner=None):
       for metric, value in metrics.items()}
 
 
-def run(directory, config=CONFIG, steps=(1, 100, 200, 300)):
-  """A run of two mixtures whose loss falls from 4 by 1 a record, evaluated."""
+def run(directory, config=CONFIG, steps=(1, 100, 200, 300), first=None):
+  """A run of two mixtures whose loss falls from 4 by 1 a record, evaluated.
+
+  Args:
+    directory: a path to make.
+    config: its operative configuration, or None.
+    steps: those that are recorded.
+    first: tags that have other values in the first step.
+
+  Returns:
+    the directory
+  """
   directory.mkdir()
   write(directory, {
       step: {"loss": 4.0 - i, "learning_rate": 0.01, "global_step/sec": 2.0,
-             **mixture(LAYERS[0]), **mixture(LAYERS[1])}
+             **mixture(LAYERS[0]), **mixture(LAYERS[1]),
+             **(first or {} if step == steps[0] else {})}
       for i, step in enumerate(steps)})
   write(directory / "eval_eval_held_out", {
       steps[-1]: {"neg_log_perplexity": -2.0, "token_accuracy": 0.5,

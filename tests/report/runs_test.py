@@ -58,12 +58,11 @@ def test_a_file_without_a_whole_record_is_no_file(tmp_path):
 
 def test_files_that_are_written_at_the_same_time(tmp_path):
   """The second one begins with an early step, and is no resumed run."""
-  with tf.Graph().as_default():
-    with tf.summary.FileWriter(str(tmp_path), filename_suffix=".a") as one:
-      with tf.summary.FileWriter(str(tmp_path), filename_suffix=".b") as other:
-        for step in (1, 2, 3):
-          event_files.add(one, step, {"loss": step})
-          event_files.add(other, step, {"speed": 10 * step})
+  with (event_files.writer(tmp_path, ".a") as one,
+        event_files.writer(tmp_path, ".b") as other):
+    for step in (1, 2, 3):
+      event_files.add(one, step, {"loss": step})
+      event_files.add(other, step, {"speed": 10 * step})
   run, = runs.read([str(tmp_path)])
   assert values(run) == {1: 1, 2: 2, 3: 3}
   assert values(run, "speed") == {1: 10, 2: 20, 3: 30}
@@ -73,12 +72,11 @@ def test_scalars_in_the_newer_format(tmp_path):
   """Those that mesh_tensorflow writes on a TPU are tensors."""
   metadata = tf.SummaryMetadata(plugin_data=tf.SummaryMetadata.PluginData(
       plugin_name="scalars"))
-  with tf.Graph().as_default():
-    with tf.summary.FileWriter(str(tmp_path)) as writer:
-      for step in (1, 2):
-        writer.add_summary(tf.Summary(value=[tf.Summary.Value(
-            tag="moe/a", metadata=metadata,
-            tensor=tf.make_tensor_proto(0.5 * step))]), step)
+  with event_files.writer(tmp_path) as writer:
+    for step in (1, 2):
+      writer.add_summary(tf.Summary(value=[tf.Summary.Value(
+          tag="moe/a", metadata=metadata,
+          tensor=tf.make_tensor_proto(0.5 * step))]), step)
   run, = runs.read([str(tmp_path)])
   assert values(run, "moe/a") == {1: 0.5, 2: 1.0}
 
