@@ -28,6 +28,7 @@ _LOADS = [[0.0, "#2166AC"], [0.25, "#8FBFDC"], [0.5, "#FFFFFF"],
           [0.75, "#F2B179"], [1.0, "#B35806"]]
 _GRID = "#E4E4E0"
 _INK = "#2B2B2B"
+_MOST_POINTS = 100  # In a line; in those of losses, all.
 _MOST_STEPS_OF_LOADS = 60  # In the slider.
 _MOST_LETTERS = 40  # In a legend: as many as a phone is wide.
 _FONT = dict(family="system-ui, sans-serif", size=13, color=_INK)
@@ -74,6 +75,8 @@ def lines(layers: Sequence[mixtures.Layer], level_name: str, metric: str,
           ) -> go.Figure | None:
   """A metric of a level over time, one line a layer.
 
+  A point is the mean of the records since the one before.
+
   Args:
     layers: the mixtures.
     level_name: "outer" or "inner".
@@ -90,9 +93,10 @@ def lines(layers: Sequence[mixtures.Layer], level_name: str, metric: str,
   figure = _figure("training step", y_title)
   for number, layer in enumerate(shown):
     level = layer.levels[level_name]
+    steps, values = _means(level.steps, level[metric])
     figure.add_scatter(
-        x=level.steps.tolist(), y=_numbers(level[metric], 4),
-        name=_legend(layer.label), mode=_mode(level.steps),
+        x=steps.tolist(), y=_numbers(values, 4),
+        name=_legend(layer.label), mode=_mode(steps),
         line=dict(color=_depth_colour(number, len(shown)),
                   dash=_DASHES[number % len(_DASHES)]))
   if reference:
@@ -193,6 +197,15 @@ def _figure(x_title, y_title):
   figure.update_xaxes(title_text=x_title, **axis)
   figure.update_yaxes(title_text=y_title, rangemode="tozero", **axis)
   return figure
+
+
+def _means(steps, values):
+  """Of neighbours, where there are many: lines of several layers stay apart."""
+  size = -(-len(steps) // _MOST_POINTS)
+  starts = np.arange(0, len(steps), size)
+  lengths = np.diff(np.append(starts, len(steps)))
+  return (steps[np.append(starts[1:] - 1, len(steps) - 1)],
+          np.add.reduceat(values, starts) / lengths)
 
 
 def _mode(steps):

@@ -8,7 +8,7 @@ import os
 import re
 
 import numpy as np
-from tensorboard.backend.event_processing import plugin_event_accumulator
+from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tb_logging
 from tensorboard.util import tensor_util
 import tensorflow.compat.v1 as tf
@@ -16,7 +16,6 @@ import tensorflow.compat.v1 as tf
 # What is shown of a plan.
 _PLAN_KEYS = {"mesh_shape", "costs", "mixtures", "findings",
               "total_parameters", "active_parameters", "flops_per_token"}
-_SCALARS = "scalars"  # TensorBoard's name for them.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,18 +170,21 @@ def _points(path) -> list[Point]:
   """All scalars of a file, up to a record that is cut off, if there is one."""
   # It warns of graphs that are written twice, as Estimators do.
   tb_logging.get_logger().setLevel("ERROR")
-  events = plugin_event_accumulator.EventAccumulator(
-      path, size_guidance={plugin_event_accumulator.TENSORS: 0},
-      purge_orphaned_data=True).Reload()
-  if _SCALARS not in events.ActivePlugins():
-    return []
-  points = []
-  for tag in sorted(events.PluginTagToContent(_SCALARS)):
-    points += [
-        Point(tag, event.step,
-              float(tensor_util.make_ndarray(event.tensor_proto)),
-              event.wall_time)
-        for event in events.Tensors(tag)]
+  events = event_accumulator.EventAccumulator(
+      path, purge_orphaned_data=True, size_guidance={
+          event_accumulator.SCALARS: 0, event_accumulator.TENSORS: 0}).Reload()
+  tags = events.Tags()
+  points = [Point(tag, event.step, event.value, event.wall_time)
+            for tag in tags[event_accumulator.SCALARS]
+            for event in events.Scalars(tag)]
+  # On a TPU, mesh_tensorflow writes scalars as tensors.
+  points += [
+      Point(tag, event.step,
+            float(tensor_util.make_ndarray(event.tensor_proto)),
+            event.wall_time)
+      for tag in tags[event_accumulator.TENSORS]
+      if events.SummaryMetadata(tag).plugin_data.plugin_name == "scalars"
+      for event in events.Tensors(tag)]
   return points
 
 

@@ -107,7 +107,8 @@ def all_sections(
       for_each("Where do tokens go?", "tokens", _TOKENS, _tokens),
       for_each("Is the load balanced?", "balance",
                "One line for each mixture, from the first layer (dark) to the "
-               "last (orange).", _balance),
+               "last (orange). In long runs, a point is the mean of several "
+               "records.", _balance),
       for_each("Do routers decide?", "routers",
                "One line for each mixture, as above.", _routers),
       for_each("What was planned", "plan", "What the configuration costs, "

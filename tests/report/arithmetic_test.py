@@ -121,14 +121,18 @@ def test_loads_are_relative_to_an_even_share():
   assert figures.loads(outer) is None
 
 
-def test_many_records_are_thinned_out_in_the_slider():
-  tags = event_files.mixture(LAYERS[0])
-  layer, = mixtures.find(made({step: tags for step in range(1, 1001)}))
+def test_many_records():
+  """Of 998, 60 are in the slider, and means of ten in lines."""
+  layer, = mixtures.find(made({
+      step: event_files.mixture(LAYERS[0], inner={"tokens/lost": step % 10})
+      for step in range(1, 999)}))
   _, steps, frames = figures.loads(layer.levels["inner"])
   assert len(steps) == len(frames) == 60
-  assert steps[0] == 1 and steps[-1] == 1000
+  assert steps[0] == 1 and steps[-1] == 998
   drawn = figures.lines([layer], "inner", "tokens/lost", "").data[0]
-  assert len(drawn.x) == 1000
+  assert list(drawn.x) == [*range(10, 991, 10), 998]
+  # The last eight are 1 to 8, all others 0 to 9.
+  assert list(drawn.y) == [4.5] * 100
 
 
 def test_now_is_the_mean_of_the_last_records():
