@@ -195,7 +195,7 @@ def _routers(run, layers, plots, number):
         return None
       value = (verdicts.highest_entropy(experts)
                if metric == "router/entropy" else 1 / experts)
-      return value, f"even gates of {experts} experts"
+      return value, "even gates"
     return reference
 
   return "".join(
