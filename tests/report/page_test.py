@@ -5,9 +5,11 @@ from html import parser
 import json
 import re
 
+import plotly.graph_objects as go
 import pytest
 
 from mtf_moe.report import page
+from mtf_moe.report import parts
 from mtf_moe.report import runs
 from tests.report import event_files
 
@@ -97,6 +99,15 @@ def test_the_plots_of_a_run(tmp_path):
       assert sum(total) == pytest.approx(100, abs=0.01)
 
 
+def test_a_single_record_is_a_bar(tmp_path):
+  """Where an area would have no width."""
+  plots = text_of(event_files.run(tmp_path / "run", steps=(1,))).plots
+  for plot in plots[3:9]:
+    assert {trace["type"] for trace in plot["data"]} == {"bar"}
+    assert sum(trace["y"][0] for trace in plot["data"]) == pytest.approx(
+        100, abs=0.01)
+
+
 def test_several_runs(tmp_path):
   """Together in the plot of losses; of the others, one is shown."""
   source = page.render(runs.read([
@@ -132,6 +143,16 @@ def test_odd_text_is_shown_as_it_is(tmp_path):
   assert "layer 3 (</script><b>x)" in str(text) or (
       "layer 1 (</script><b>x)" in str(text))
   assert len(text.plots) > 10
+
+
+def test_data_cannot_end_its_script():
+  """Whatever a figure holds."""
+  plots = parts.Plots()
+  name = "</script><!--<script>"
+  plots.add(go.Figure(go.Scatter(x=[1], y=[2], name=name)), "title")
+  text = plots.as_json()
+  assert "<" not in text
+  assert json.loads(text)[0]["data"][0]["name"] == name
 
 
 @pytest.mark.parametrize("config, reason", [
