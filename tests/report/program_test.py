@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow.compat.v1 as tf
 
 from mtf_moe.report import ledger
 from mtf_moe.report import mixtures
@@ -37,7 +38,10 @@ def refused(*arguments, **kwargs):
 def test_a_training_run(tmp_path):
   """Trains for real: what the layer counts adds up, and there is a page."""
   (tmp_path / "text.txt").write_text("99 bottles of beer on the wall.\n" * 99)
-  run_test.run(tmp_path, "run.train_steps = 1", files=["meshes/cpu_1.gin"])
+  run_test.run(
+      tmp_path, "run.train_steps = 1", "MoE2D.min_expert_capacity = 1",
+      "MoE2D.capacity_factor_train = 0.5",
+      "MoE2D.capacity_factor_second_level = 0.5", files=["meshes/cpu_1.gin"])
   model = tmp_path / "model"
   made = report(f"--model_dir={model}")
   assert made.returncode == 0, made.stderr
@@ -54,6 +58,8 @@ def test_a_training_run(tmp_path):
   for whole in (ledger.choices(outer), ledger.arrived(inner)):
     assert sum(part.counts for part in whole.parts) == whole.counts
     assert all(part.counts >= 0 for part in whole.parts)
+  # There are slots for half of the tokens.
+  assert outer["choices_1/dropped"] >= 32 and inner["tokens/lost"] > 0
   # What level one keeps is what arrives at level two.
   kept = sum(part.counts for part in ledger.choices(outer).parts
              if part.kind in ("first", "second"))
@@ -81,8 +87,17 @@ def test_a_page_that_cannot_be_written(tmp_path, capsys):
   assert not capsys.readouterr().out  # Nothing has been read in vain.
   page.write([directory], f"{tmp_path}/page.html")
   before = (tmp_path / "page.html").read_text()
+  assert before.endswith("</html>\n")
   page.write([directory], f"{tmp_path}/page.html")
   assert before == (tmp_path / "page.html").read_text()
+
+
+def test_nothing_is_left_of_a_page_that_was_not_made(tmp_path):
+  tf.summary.FileWriter(str(tmp_path), tf.Graph()).close()
+  files = set(tmp_path.iterdir())
+  with pytest.raises(ValueError, match="has event files without scalars"):
+    page.write([str(tmp_path)])
+  assert set(tmp_path.iterdir()) == files
 
 
 def test_without_plotly(tmp_path):
