@@ -12,13 +12,9 @@ def tables(plan: dict) -> str:
   Returns:
     HTML
   """
-  warnings = "".join(parts.paragraph(text, "warning")
+  warnings = "".join(parts.paragraph(f"Warning: {text}", "warning")
                      for text in plan["findings"])
-  return (_costs(plan) + parts.table(
-      _mixtures(plan["mixtures"]),
-      ["mixtures", "level", "groups", "tokens in one", "experts", "slots each",
-       "capacity factor", "in effect"])
-          + _balanced(plan["mixtures"]) + warnings)
+  return (_costs(plan) + "".join(map(_mixture, plan["mixtures"])) + warnings)
 
 
 def _costs(plan):
@@ -42,34 +38,36 @@ def _costs(plan):
 
 
 def _size(count):
-  return (f"{count / 2 ** 20:,.1f} MiB" if count >= 2 ** 20 else
-          f"{count / 2 ** 10:,.1f} KiB")
+  if count < 2 ** 10:
+    return f"{count} bytes"
+  if count < 2 ** 20:
+    return f"{count / 2 ** 10:,.1f} KiB"
+  return f"{count / 2 ** 20:,.1f} MiB"
 
 
-def _mixtures(mixtures):
-  rows = []
-  for mixture in mixtures:
-    for level in ("outer", "inner"):
-      sizes = mixture[level]
-      rows.append([
-          _names(mixture), level, f"{sizes['groups']:,}",
-          f"{sizes['group_size']:,}", f"{sizes['experts']:,}",
-          f"{sizes['capacity']:,}", f"{sizes['asked_factor']:g}",
-          f"{sizes['experts'] * sizes['capacity'] / sizes['group_size']:.3g}"])
-  return rows
-
-
-def _names(mixture):
+def _mixture(mixture):
+  """The sizes of both levels beside each other, and what balance would do."""
   first, *others = mixture["layers"]
-  return f"{first} and {len(others)} more" if others else first
+  name = f"{first} and {len(others)} more" if others else first
+  levels = mixture["outer"], mixture["inner"]
+  rows = [[title, *(f"{level[key]:,}" for level in levels)] for title, key in (
+      ("groups", "groups"), ("tokens in one", "group_size"),
+      ("experts", "experts"), ("slots of each", "capacity"))]
+  rows += [
+      ["capacity factor", *(f"{level['asked_factor']:g}" for level in levels)],
+      ["in effect", *(f"{_real_factor(level):.3g}" for level in levels)]]
+  balanced = mixture["balanced"]
+  return (
+      parts.paragraph(f"Mixture in `{name}`:")
+      + parts.table(rows, ["", "level one", "level two"])
+      + parts.paragraph(
+          f"If its routers were balanced, {balanced['lost_tokens']:.1%} of the "
+          "tokens would reach no expert, a token "
+          f"{balanced['experts_per_token']:.2f} on average, and "
+          f"{balanced['empty_slots']:.1%} of the experts' slots would stay "
+          "empty."))
 
 
-def _balanced(mixtures):
-  return "".join(parts.paragraph(
-      f"With perfectly balanced routers in {_names(m)}, "
-      f"{m['balanced']['lost_tokens']:.1%} of the tokens would reach no "
-      "expert, a token "
-      f"{m['balanced']['experts_per_token']:.2f} on average, and "
-      f"{m['balanced']['empty_slots']:.1%} of the experts' slots would stay "
-      "empty.")
-                 for m in mixtures)
+def _real_factor(level):
+  """After rounding, as in the plan."""
+  return level["experts"] * level["capacity"] / level["group_size"]

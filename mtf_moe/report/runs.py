@@ -182,10 +182,17 @@ def _points(path) -> list[Point]:
       Point(tag, event.step,
             float(tensor_util.make_ndarray(event.tensor_proto)),
             event.wall_time)
-      for tag in tags[event_accumulator.TENSORS]
-      if events.SummaryMetadata(tag).plugin_data.plugin_name == "scalars"
+      for tag in tags[event_accumulator.TENSORS] if _is_scalar(events, tag)
       for event in events.Tensors(tag)]
   return points
+
+
+def _is_scalar(events, tag):
+  """Whether a tensor is one; evaluations write a path of a checkpoint, too."""
+  try:
+    return tag in events.PluginTagToContent("scalars")
+  except KeyError:  # There are none in this file.
+    return False
 
 
 def merge_restarts(files: Sequence[Sequence[Point]]) -> dict[str, Series]:

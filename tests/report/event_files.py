@@ -103,9 +103,14 @@ def run(directory, config=CONFIG, steps=(1, 100, 200, 300), first=None):
              **mixture(LAYERS[0]), **mixture(LAYERS[1]),
              **(first or {} if step == steps[0] else {})}
       for i, step in enumerate(steps)})
-  write(directory / "eval_eval_held_out", {
-      steps[-1]: {"neg_log_perplexity": -2.0, "token_accuracy": 0.5,
-                  "num_eval_tokens": 10.0}})
+  with writer(directory / "eval_eval_held_out") as opened:
+    add(opened, steps[-1], {
+        "neg_log_perplexity": -2.0, "token_accuracy": 0.5,
+        "num_eval_tokens": 10.0})
+    # As Estimators do, without saying what it is.
+    opened.add_summary(tf.Summary(value=[tf.Summary.Value(
+        tag="checkpoint_path", tensor=tf.make_tensor_proto("model.ckpt-1"))]),
+                       steps[-1])
   if config is not None:
     (directory / "operative_config.gin").write_text(config)
   return directory

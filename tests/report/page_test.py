@@ -8,29 +8,29 @@ import re
 import plotly.graph_objects as go
 import pytest
 
+from mtf_moe.plan import costs
+from mtf_moe.plan import mixtures as plan_mixtures
+from mtf_moe.plan import report as plan_report
 from mtf_moe.report import page
 from mtf_moe.report import parts
 from mtf_moe.report import runs
 from tests.report import event_files
 
-# What a plan has that is not shown does not matter.
-PLAN = {
-    "mesh_shape": "outer:2,batch:2", "total_parameters": 3_300_000,
-    "active_parameters": 1_300_000.0, "flops_per_token": 15_000_000.0,
-    "findings": ["<groups> are small"],
-    "costs": {
-        "cores": 4, "tokens": 1024, "variable_bytes": 2 ** 21,
-        "slot_bytes": 2 ** 13, "activation_bytes": 2 ** 26,
-        "traffic": [{"kind": "all-to-all", "axes": ["outer", "batch"],
-                     "count": 10, "bytes": 3 * 2 ** 20}]},
-    "mixtures": [{
-        "layers": event_files.LAYERS,
-        "outer": {"experts": 4, "groups": 2, "group_size": 256, "capacity": 80,
-                  "asked_factor": 1.25},
-        "inner": {"experts": 4, "groups": 2, "group_size": 160, "capacity": 60,
-                  "asked_factor": 1.5},
-        "balanced": {"empty_slots": 0.25, "lost_tokens": 0.01,
-                     "experts_per_token": 1.125}}]}
+# Of 3 million parameters, experts have 2.4; of 8 a token meets half a one.
+PLAN = plan_report.Plan(
+    mesh_shape="outer:2,batch:2", layout_rules="batch:batch",
+    findings=["<groups> are small"],
+    costs=costs.Costs(
+        cores=4, tokens=1024, microbatches=1, flops=1024 * 15_000_000,
+        parameters={"a": 600_000, "b": 2_400_000}, expert_parameters=2_400_000,
+        variable_bytes=2 ** 21, slot_bytes=2 ** 13, activation_bytes=2 ** 26,
+        traffic=[costs.Traffic(
+            "all-to-all", ("outer", "batch"), 10, 3 * 2 ** 20)]),
+    mixtures=[plan_mixtures.Mixture(
+        tuple(event_files.LAYERS),
+        plan_mixtures.LevelSizes(2, 2, 256, 160, 1.25),
+        plan_mixtures.LevelSizes(2, 2, 160, 112, 1.5),
+        plan_mixtures.Balanced(0.25, 0.01, 0.5))])
 
 
 class Text(parser.HTMLParser):
@@ -65,7 +65,7 @@ def text_of(*directories):
 
 def test_a_run(tmp_path):
   directory = event_files.run(tmp_path / "run")
-  (directory / "plan.json").write_text(json.dumps(PLAN))
+  (directory / "plan.json").write_text(json.dumps(PLAN.as_json()))
   text = str(text_of(directory))
   for said in (
       "Last step300 of 300", "Last loss1.000 in training, at step 300",
@@ -77,10 +77,14 @@ def test_a_run(tmp_path):
       "Worst balance1.50 times the average, by the busiest expert of level two",
       "means of the last 2 records (steps 200 to 300)",
       "layer 2 (block_001/layer_001)", "all layers together",
-      "3.3 million, of which a token meets 1.3 million",
+      "3.0 million, of which a token meets 0.9 million", "0.015 GFLOP a token",
       "10 in a step, 3.0 MiB a core", "optimizer 8.0 KiB",
-      "1.0% of the tokens would reach no expert, a token 1.12 on average",
-      "<groups> are small", "MoE2D.expert_x = 2"):
+      "1.0% of the tokens would reach no expert, a token 0.50 on average",
+      "Warning: <groups> are small",
+      "transformer/block_000/layer_001/MoE2D and 1 more",
+      "tokens in one256160", "slots of each160112", "capacity factor1.251.5",
+      # 2 * 160 / 256, and 2 * 112 / 160.
+      "in effect1.251.4", "MoE2D.expert_x = 2"):
     assert said in text, said
 
 

@@ -11,6 +11,8 @@ import time
 import pytest
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.report import mixtures
+from mtf_moe.report import runs
 from mtf_moe.train import sampling
 
 ROOT = str(pathlib.Path(__file__).parents[2])
@@ -68,6 +70,17 @@ def check_summaries(model):
              for x in range(2) for y in range(2)) == pytest.approx(1)
 
 
+def check_report(model):
+  """Checks what is read of the run, which began twice and was evaluated."""
+  run, = runs.read([str(model)])
+  assert run.scalars["loss"].steps.tolist() == [1, 5]
+  layer, = mixtures.find(run)
+  assert layer.levels["inner"].steps.tolist() == [1, 5]
+  (name, evaluation), = run.evaluations.items()
+  assert name.startswith("eval_") and "neg_log_perplexity" in evaluation
+  assert all(tag.steps.tolist() == [6] for tag in evaluation.values())
+
+
 def test_trains_resumes_and_evaluates(directory):
   model = directory / "model"
 
@@ -122,6 +135,7 @@ def test_trains_resumes_and_evaluates(directory):
       results[0][-2])
   assert re.fullmatch(r"held-out bits per byte: \d\.\d{3}", results[0][-1])
   assert results[0] == results[1]
+  check_report(model)
 
 
 def test_resumes_after_it_was_killed(directory):
