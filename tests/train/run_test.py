@@ -8,6 +8,8 @@ import sys
 import pytest
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.report import mixtures
+from mtf_moe.report import runs
 from mtf_moe.train import sampling
 from tests.train import program
 from tests.train.program import run
@@ -42,6 +44,17 @@ def check_summaries(model):
   assert found[f"{layer}/inner/tokens"] == found[f"{layer}/outer/slots"]
   assert sum(found[f"{layer}/inner/load/expert_{x}_{y}"]
              for x in range(2) for y in range(2)) == pytest.approx(1)
+
+
+def check_report(model):
+  """Checks what is read of the run, which began twice and was evaluated."""
+  run, = runs.read([str(model)])
+  assert run.scalars["loss"].steps.tolist() == [1, 5]
+  layer, = mixtures.find(run)
+  assert layer.levels["inner"].steps.tolist() == [1, 5]
+  (name, evaluation), = run.evaluations.items()
+  assert name.startswith("eval_") and "neg_log_perplexity" in evaluation
+  assert all(tag.steps.tolist() == [6] for tag in evaluation.values())
 
 
 def test_trains_resumes_and_evaluates(directory):
@@ -99,6 +112,7 @@ def test_trains_resumes_and_evaluates(directory):
       results[0][-2])
   assert re.fullmatch(r"held-out bits per byte: \d\.\d{3}", results[0][-1])
   assert results[0] == results[1]
+  check_report(model)
 
 
 def test_a_time_limit_stops_with_a_checkpoint(directory):

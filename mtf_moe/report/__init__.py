@@ -1,0 +1,1 @@
+"""One page that shows how a training run went: losses, loads, lost tokens."""

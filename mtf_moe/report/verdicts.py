@@ -1,0 +1,254 @@
+"""What is well with a run, and what is not: plain sentences."""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+
+import numpy as np
+
+from mtf_moe.report import mixtures
+from mtf_moe.report import runs
+
+GOOD, WARNING, NOTE = "good", "warning", "note"
+
+# Where a verdict turns: good below the first, a warning above the second.
+# Balanced routers with the default capacities lose few tokens at level one. At
+# level two, where slots are no more than the tokens that arrive, some loss is
+# usual, of second choices first.
+_LOST = {mixtures.OUTER: (0.05, 0.05), mixtures.INNER: (0.1, 0.3)}
+# Of the busiest expert, over the average one.
+_UNEVEN = 2.0
+# With that, uneven loads are why tokens are lost, more than few slots.
+_UNEVEN_LOSES = 1.5
+_UNUSED = 0.1  # Of an even share.
+_SATURATED = 0.98  # Mean of the largest gate.
+_UNDECIDED = 0.99  # Entropy, of that of even gates.
+_EMPTY = 0.5  # Of the slots.
+_RISEN = 0.1  # Of the lowest loss.
+
+_CAPACITY = {mixtures.OUTER: "MoE2D.capacity_factor_train",
+             mixtures.INNER: "MoE2D.capacity_factor_second_level"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """A sentence, and how it is meant: "good", "warning" or "note"."""
+
+  kind: str
+  text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """The layer and level that are worst at something."""
+
+  layer: mixtures.Layer
+  level: mixtures.Level
+  value: float
+
+  @property
+  def text(self) -> str:
+    """Such as "level two (inner) of layer 1 (block_000/layer_001)"."""
+    return f"{mixtures.LEVEL_TITLES[self.level.name]} of {self.layer.title}"
+
+
+def judge(run: runs.Run, layers: Sequence[mixtures.Layer]) -> list[Verdict]:
+  """All verdicts on a run, warnings first.
+
+  Args:
+    run: a `Run`.
+    layers: its mixtures.
+
+  Returns:
+    a list of `Verdict`s
+  """
+  found = _loss(run)
+  if layers:
+    found += (_lost(run, layers) + _balance(run, layers) + _unused(run, layers)
+              + _gates(run, layers) + _empty(run, layers))
+  return sorted(found, key=lambda v: [WARNING, GOOD, NOTE].index(v.kind))
+
+
+def most_lost(layers, level_name) -> Place:
+  """Where most of the tokens find no expert at a level, as a share, now."""
+  return _worst(layers, [level_name], lambda level: level.lost_now())
+
+
+def least_balanced(layers) -> Place:
+  """Where the busiest expert has most, relative to an even share, now."""
+  return _worst(layers, [mixtures.OUTER, mixtures.INNER], _imbalance)
+
+
+def _worst(layers, level_names, measure):
+  places = [Place(layer, layer.levels[name], measure(layer.levels[name]))
+            for layer in layers for name in level_names]
+  return max(places, key=lambda place: (
+      -math.inf if math.isnan(place.value) else place.value))
+
+
+def _loss(run):
+  if "loss" not in run.scalars:
+    return [Verdict(NOTE, "No training loss was recorded.")]
+  series = run.scalars["loss"]
+  bad = ~np.isfinite(series.values)
+  if bad.any():
+    return [Verdict(
+        WARNING, f"The loss is not finite at step {series.steps[bad][0]:,}: "
+        "lower run.learning_rate_schedule, and set MoE2D.z_loss = 0.001.")]
+  if len(series.values) == 1:
+    return [Verdict(NOTE, "The loss is known of one step only.")]
+  smooth = _smooth(series.values)
+  lowest = int(smooth.argmin())
+  if smooth[-1] > (1 + _RISEN) * smooth[lowest]:
+    return [Verdict(
+        WARNING, f"The loss has risen from {smooth[lowest]:.3f} at step "
+        f"{series.steps[lowest]:,} to {smooth[-1]:.3f}: lower "
+        "run.learning_rate_schedule, or go back to an earlier checkpoint.")]
+  return [Verdict(
+      GOOD, f"The loss fell from {series.values[0]:.3f} to "
+      f"{series.last:.3f}.")] if series.last < series.values[0] else [Verdict(
+          NOTE, f"The loss has not fallen yet: {series.values[0]:.3f}, now "
+          f"{series.last:.3f}.")]
+
+
+def _smooth(values):
+  """Means of up to five neighbours before each."""
+  return np.array([values[max(0, i - 4):i + 1].mean()
+                   for i in range(len(values))])
+
+
+def _lost(run, layers):
+  return [_lost_at(run, most_lost(layers, mixtures.OUTER),
+                   "tokens find no expert"),
+          _lost_at(run, most_lost(layers, mixtures.INNER),
+                   "the tokens that arrive find no expert with room")]
+
+
+def _lost_at(run, place, what):
+  """About the layer that loses most at a level."""
+  level = place.level.name
+  few, many = _LOST[level]
+  says = f"{percent(place.value)} of {what} at {place.text}"
+  capacity = _set(run, _CAPACITY[level])
+  if place.value <= few:
+    return Verdict(GOOD, f"At most {says}.")
+  if place.value <= many:
+    return Verdict(
+        NOTE, f"{says}: usual where slots are no more than arrivals. Fewer "
+        f"would be with more {capacity}, at a higher cost.")
+  imbalance = _imbalance(place.level)
+  if imbalance > _UNEVEN_LOSES:
+    # More slots would hardly help: those of other experts are empty.
+    return Verdict(
+        WARNING, f"{says}, as the busiest expert is wanted {imbalance:.1f} "
+        "times as often as the average one: raise "
+        f"{_set(run, 'MoE2D.loss_coef')}.")
+  return Verdict(WARNING, f"{says}: raise {capacity}.")
+
+
+def _balance(run, layers):
+  place = least_balanced(layers)
+  if math.isnan(place.value):
+    return []
+  says = (f"the busiest expert of {place.text} is wanted {place.value:.1f} "
+          "times as often as the average one")
+  if place.value > _UNEVEN:
+    return [Verdict(
+        WARNING, f"Loads are uneven: {says}. Raise "
+        f"{_set(run, 'MoE2D.loss_coef')}.")]
+  return [Verdict(GOOD, f"Loads are balanced: even {says}.")]
+
+
+def _unused(run, layers):
+  """About experts of the second level: all experts there are."""
+  starved = {}
+  number = 0
+  for layer in layers:
+    level = layer.levels[mixtures.INNER]
+    loads = level.relative_loads()
+    if loads is None:
+      continue
+    now = loads[level.recent].mean(axis=0)
+    number += now.size
+    if few := int((now < _UNUSED).sum()):
+      starved[layer.title] = few
+  if starved:
+    where = ", ".join(f"{few} of {title}" for title, few in starved.items())
+    return [Verdict(
+        WARNING, f"{sum(starved.values())} of {number} experts get less than a "
+        f"tenth of an even share ({where}): raise "
+        f"{_set(run, 'MoE2D.loss_coef')}.")]
+  return [Verdict(
+      GOOD, f"Every one of the {number} experts is used: each gets a tenth of "
+      "an even share or more.")] if number else []
+
+
+def _gates(run, layers):
+  """Whether routers are certain of everything, or of nothing."""
+  found = []
+  for layer in layers:
+    for name, level in layer.levels.items():
+      where = f"{mixtures.LEVEL_TITLES[name]} of {layer.title}"
+      confidence, entropy = (
+          level.now(metric) if metric in level else math.nan
+          for metric in ("router/confidence", "router/entropy"))
+      experts = experts_in(run, name)
+      highest = highest_entropy(experts) if experts else None
+      if confidence > _SATURATED:
+        found.append(Verdict(
+            WARNING, f"The router of {where} is certain of nearly every token "
+            f"(confidence {confidence:.3f}) and learns little more: set "
+            f"{_set(run, 'MoE2D.z_loss')} to 0.001."))
+      elif highest and entropy > _UNDECIDED * highest:
+        found.append(Verdict(
+            NOTE, f"The router of {where} hardly prefers any expert (entropy "
+            f"{entropy:.2f} of at most {highest:.2f}): if it stays so, lower "
+            f"{_set(run, 'MoE2D.loss_coef')}."))
+  return found
+
+
+def experts_in(run, level_name) -> int | None:
+  """Among how many a token chooses, where the configuration tells."""
+  experts = run.parameter(
+      "MoE2D.expert_x" if level_name == mixtures.OUTER else "MoE2D.expert_y")
+  return int(experts) if experts and experts.isdecimal() else None
+
+
+def highest_entropy(experts: int) -> float:
+  """That of even gates, in nats."""
+  return math.log(experts)
+
+
+def _empty(run, layers):
+  place = _worst(layers, [mixtures.INNER], _empty_now)
+  if place.value <= _EMPTY:
+    return []
+  capacity, smallest = (_set(run, f"MoE2D.{name}") for name in (
+      "capacity_factor_second_level", "min_expert_capacity"))
+  return [Verdict(
+      NOTE, f"{percent(place.value)} of the experts' slots in "
+      f"{place.layer.title} are empty, and computed all the same: if few "
+      f"tokens are dropped, lower {capacity} or {smallest}.")]
+
+
+def _empty_now(level):
+  if "slots" not in level or "slots/empty" not in level:
+    return 0.0
+  return float(level["slots/empty"][level.recent].sum()
+               / level["slots"][level.recent].sum())
+
+
+def _imbalance(level):
+  metric = "load/max_over_mean"
+  return level.now(metric) if metric in level else math.nan
+
+
+def percent(share: float) -> str:
+  """Such as "12%", or "0.4%"."""
+  return f"{share:.1%}" if 0 < share < 0.0995 else f"{share:.0%}"
+
+
+def _set(run, parameter):
+  """A parameter with its value, where that is known."""
+  value = run.parameter(parameter)
+  return parameter if value is None else f"{parameter} (now {value})"
