@@ -9,6 +9,7 @@ is done is set by gin: run.mode is "train" unless another is given, such as
 --gin_param='run.mode = "perplexity_eval"'.
 """
 
+import functools
 import logging
 import os
 import shlex
@@ -25,6 +26,7 @@ from mtf_moe import compat
 from mtf_moe import config_files
 from mtf_moe.train import evaluation
 from mtf_moe.train import preflight
+from mtf_moe.train import run_mode
 
 FLAGS = flags.FLAGS
 
@@ -53,18 +55,22 @@ def main(argv):
   tf.enable_resource_variables()
   try:
     config_files.import_modules()
-    _parse_gin()
+    with config_files.readable_syntax_errors():
+      _parse_gin()
     print("checking the configuration", flush=True)
     preflight.check_run(FLAGS.model_dir)
   except (ImportError, OSError, ValueError) as error:
     sys.exit(f"mtf_moe.train: {error}")
   _save_command(FLAGS.model_dir)
   compat.skip_graph_optimizer()
-  utils.run(
-      tpu_job_name=FLAGS.tpu_job_name, tpu=FLAGS.tpu,
+  run = functools.partial(
+      utils.run, tpu_job_name=FLAGS.tpu_job_name, tpu=FLAGS.tpu,
       gcp_project=FLAGS.gcp_project, tpu_zone=FLAGS.tpu_zone,
       model_dir=FLAGS.model_dir)
-  evaluation.report(FLAGS.model_dir)
+  if run_mode.get() == "perplexity_eval":
+    evaluation.evaluate(run)
+  else:
+    run()
 
 
 def _parse_gin():

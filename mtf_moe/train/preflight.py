@@ -7,6 +7,7 @@ the middle of a TPUEstimator it costs minutes and names a tensor.
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.configured_model import ConfiguredModel
+from mtf_moe.train import run_mode
 
 
 def check_run(model_dir):
@@ -20,9 +21,11 @@ def check_run(model_dir):
     model_dir: a string, the directory of the run.
 
   Raises:
-    ValueError: if the batch does not fit the mesh, the data cannot be read, a
-      layer refuses its parameters, or the checkpoint has other shapes.
+    ValueError: if the mode lacks something, the batch does not fit the mesh,
+      the data cannot be read, a layer refuses its parameters, or the checkpoint
+      has other shapes.
   """
+  run_mode.check(model_dir)
   configured = ConfiguredModel.from_gin()
   if configured is not None:
     _check_data(configured)

@@ -64,9 +64,11 @@ def test_mistakes(text, bindings, said):
     check(text, *bindings)
 
 
-def test_a_batch_the_mesh_does_not_divide_is_named_in_other_modes(text):
+def test_a_batch_the_mesh_does_not_divide_is_named_in_other_modes(
+    text, tmp_path):
+  save_checkpoint(tmp_path, {"variable": []})
   with pytest.raises(ValueError, match=r"run\.batch_size .*size 3"):
-    check(text, "batch_size = 3", "run.mode = 'infer'")
+    check(text, "batch_size = 3", "run.mode = 'infer'", model_dir=tmp_path)
 
 
 def save_checkpoint(directory, shapes):
