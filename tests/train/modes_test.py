@@ -160,6 +160,21 @@ def test_infer_samples(mesh, language_model):
     assert any(word.startswith(cut_off) for word in WORDS)
 
 
+def test_language_model_with_beams(language_model):
+  texts = {
+      mesh: continuations(
+          language_model, mesh, list(ENDINGS), file="runs/beam.gin")
+      for mesh in MESHES}
+  assert [text.split(" ")[0] for text in texts[ONE_SLICE]] == list(
+      ENDINGS.values())
+  for mesh in MESHES[1:]:
+    assert texts[mesh] == texts[ONE_SLICE]
+  for text, prompt in zip(texts[ONE_SLICE], ENDINGS):
+    *words, cut_off = f"{prompt}{text}".split(" ")
+    assert set(words[1:]) <= set(WORDS)
+    assert any(word.startswith(cut_off) for word in WORDS)
+
+
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_infer_with_beams(mesh, encoder_decoder):
   assert continuations(
@@ -252,17 +267,20 @@ def served(requests):
 
 def test_export(language_model, encoder_decoder, tmp_path):
   """What was exported says the same, and needs no mesh_tensorflow for it."""
-  def export(model, mesh, *bindings):
+  def export(model, mesh, *bindings, files=()):
     directory = tmp_path / str(len(list(tmp_path.iterdir())))
     run(model, mesh, "run.mode = 'export_infer'",
-        f"run.export_path = '{directory}'", *bindings)
+        f"run.export_path = '{directory}'", *bindings, files=files)
     path, = directory.iterdir()  # Named by the time.
     return str(path)
 
   prompts = list(ENDINGS)
-  with_beams, *greedy = served([
+  numbered, with_beams, *greedy = served([
       (export(encoder_decoder, ONE_SLICE, BEAM_SEARCH), NUMBERS[:2]),
+      (export(language_model, (2, 2), files=["runs/beam.gin"]), prompts),
       *[(export(language_model, mesh, GREEDY), prompts) for mesh in MESHES]])
-  assert with_beams == WORDS[:2]
+  assert numbered == WORDS[:2]
+  assert with_beams == continuations(
+      language_model, ONE_SLICE, prompts, file="runs/beam.gin")
   expected = continuations(language_model, ONE_SLICE, prompts, GREEDY)
   assert greedy == [expected] * len(MESHES)

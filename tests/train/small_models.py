@@ -100,12 +100,12 @@ def train_language_model(directory):
   return model
 
 
-def continuations(model, mesh, prompts, *bindings):
+def continuations(model, mesh, prompts, *bindings, file="runs/sample.gin"):
   """What the program makes of prompts, without them."""
   filename = os.path.join(model.directory, "continued")
   run(model, mesh, f"continue_prompts.prompts = {prompts}",
       f"continue_prompts.output_filename = '{filename}'", *bindings,
-      files=["runs/sample.gin"])
+      files=[file])
   written, = glob.glob(filename + "-*")
   with open(written) as f:
     texts = f.read()[:-1].split("\n\n")
