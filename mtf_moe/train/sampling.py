@@ -90,9 +90,8 @@ def _checked_prompts(prompts, vocabulary, model_type, sequence_length):
     if size > length:
       raise ValueError(
           f"continue_prompts.prompts: number {number}, {_start_of(prompt)!r}, "
-          f"has {size} tokens, and run.sequence_length = {length} has room for "
-          "no more than that. Shorten the prompt, or set sequence_length to "
-          f"{size} or more.")
+          f"has {size} tokens, and run.sequence_length is {length}. Shorten "
+          f"the prompt, or set sequence_length to {size} or more.")
   return prompts
 
 

@@ -4,6 +4,7 @@ import glob
 import math
 import re
 
+import gin
 import mesh_tensorflow as mtf
 from mesh_tensorflow.transformer import transformer
 from mesh_tensorflow.transformer import utils
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+import mtf_moe
 from mtf_moe.train import evaluation
 from tests import gin_config
 from tests import harness
@@ -118,7 +120,8 @@ def test_a_measurement(model):
 
 def test_the_same_number_every_time(model):
   printed, found = zip(*[
-      evaluated(model, name, *LITTLE_ROOM) for name in ("first", "second")])
+      evaluated(model, name, *LITTLE_ROOM, mesh=(2, 2))
+      for name in ("first", "second")])
   assert printed[0] == printed[1]
   assert found[0].keys() > {"neg_log_perplexity", "loss", "token_accuracy"}
   paths = {tag for tag in found[0] if tag.startswith("checkpoint_path")}
@@ -164,6 +167,15 @@ def test_what_dropping_tokens_costs(model):
   assert float(shown.group(1)) == pytest.approx(gap, abs=1e-4)
   assert float(shown.group(2)) == pytest.approx(
       gap * NUM_TOKENS / math.log(2) / NUM_BYTES, abs=1e-4)
+
+
+def test_every_scope_is_dropless():
+  gin_config.parse(bindings=["encoder/MoE2D.expert_x = 4"])
+  report = evaluation._Report(dict(eval_dir_suffix="mine"))
+  with report.of_dropless(), gin.config_scope("encoder"):
+    hparams = mtf_moe.MoE2D().hparams
+  assert hparams.moe_num_experts == (4, 8) and hparams.moe_dropless_eval
+  assert gin.query_parameter("run.eval_dir_suffix") == "mine_dropless"
 
 
 def test_other_data_has_no_bits_per_byte(model):
