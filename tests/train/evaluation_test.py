@@ -178,6 +178,33 @@ def test_every_scope_is_dropless():
   assert gin.query_parameter("run.eval_dir_suffix") == "mine_dropless"
 
 
+def test_data_sets_with_names_and_a_checkpoint_that_is_gone(capsys):
+  def found(step, log_likelihood):
+    return dict(global_step=step, num_eval_tokens=8.0, token_accuracy=0.5,
+                neg_log_perplexity=log_likelihood)
+
+  gin_config.parse()
+  report = evaluation._Report(dict(eval_dataset_fn="given"))
+  report.add("news", found(3, -2.5))
+  report.add("news", found(5, -1.5))
+  with report.of_dropless():
+    assert gin.query_parameter("run.eval_checkpoint_step") == [3, 5]
+    report.add("news_dropless", found(4, -2.0))
+    report.add("news_dropless", found(5, -1.25))
+  report.print_gaps()
+  assert capsys.readouterr().out.splitlines() == [
+      "evaluated step 3 on 8 tokens of news: 2.5000 nats per token, perplexity "
+      "12.18, 50.0% predicted right",
+      "evaluated step 5 on 8 tokens of news: 1.5000 nats per token, perplexity "
+      "4.48, 50.0% predicted right",
+      "evaluated step 4 on 8 tokens of news_dropless: 2.0000 nats per token, "
+      "perplexity 7.39, 50.0% predicted right",
+      "evaluated step 5 on 8 tokens of news_dropless: 1.2500 nats per token, "
+      "perplexity 3.49, 50.0% predicted right",
+      "the checkpoint of step 3 is gone: nothing to compare with",
+      "dropping tokens costs +0.2500 nats per token, over 8 tokens of step 5"]
+
+
 def test_other_data_has_no_bits_per_byte(model):
   printed, _ = evaluated(model, "training", "run.dataset_split = 'train'",
                          "run.perplexity_eval_steps = 2")
