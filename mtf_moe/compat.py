@@ -329,17 +329,31 @@ def skip_graph_optimizer():
   step of a small model. mesh_tensorflow turns the optimizer off on TPUs only,
   and takes no session configuration.
   """
-  utils = importlib.import_module("mesh_tensorflow.transformer.utils")
-  get_estimator = utils.get_estimator
-
-  @functools.wraps(get_estimator)
-  def get_quick_estimator(**kwargs):
-    estimator = get_estimator(**kwargs)
+  def skip(estimator):
     options = estimator._session_config.graph_options.rewrite_options
     options.disable_meta_optimizer = True
     return estimator
 
-  utils.get_estimator = get_quick_estimator
+  change_estimators(skip)
+
+
+def change_estimators(change):
+  """Passes estimators that mesh_tensorflow makes through `change`, from now on.
+
+  Its `run` makes an estimator for every mode and offers no way to add a hook to
+  other modes than training.
+
+  Args:
+    change: a function from an estimator to the one to use in its place.
+  """
+  utils = importlib.import_module("mesh_tensorflow.transformer.utils")
+  get_estimator = utils.get_estimator
+
+  @functools.wraps(get_estimator)
+  def get_changed_estimator(**kwargs):
+    return change(get_estimator(**kwargs))
+
+  utils.get_estimator = get_changed_estimator
 
 
 def _apply():

@@ -1,7 +1,9 @@
 """The gin files that come with the package, and modules of one's own."""
 
+import contextlib
 import importlib
 import os
+import tokenize
 
 from absl import flags
 
@@ -30,3 +32,25 @@ def import_modules():
   """
   for module in flags.FLAGS.module_import:
     importlib.import_module(module)
+
+
+@contextlib.contextmanager
+def readable_syntax_errors():
+  """Makes one line of an error of syntax in a gin file or a --gin_param.
+
+  Raises:
+    ValueError: in place of the error, with the line that is wrong.
+  """
+  try:
+    yield
+  except SyntaxError as error:
+    where = error.filename or "--gin_param"
+    line = (error.text or "").strip()
+    says = f" It says {line!r}." if line else ""
+    raise ValueError(
+        f"{where}, line {error.lineno}, is no gin: {error.msg}{says}"
+    ) from error
+  except tokenize.TokenError as error:  # It does not know where it was.
+    raise ValueError(
+        "a gin file or a --gin_param ends within brackets or quotes that it "
+        "opens.") from error

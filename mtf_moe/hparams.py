@@ -38,6 +38,9 @@ class MoeHparams:
       even share of the group's tokens, at the first level while training.
     moe_capacity_factor_eval: the same at all other times.
     moe_capacity_factor_second_level: the same at the second level, always.
+    moe_dropless_eval: outside of training, give every expert, at both levels,
+      as many slots as the group has tokens, whatever the capacity factors: no
+      token is dropped. What a model loses by its capacities is the difference.
     moe_use_second_place_loss: also balance the second choices.
     moe_second_policy_train: which tokens use their second choice while
       training, one of `SECOND_POLICIES`: "all" of them, "none", those whose
@@ -74,6 +77,7 @@ class MoeHparams:
   moe_capacity_factor_train: float = 1.25
   moe_capacity_factor_eval: float = 2.0
   moe_capacity_factor_second_level: float = 1.0
+  moe_dropless_eval: bool = False
   moe_use_second_place_loss: bool = False
   moe_second_policy_train: str = "random"
   moe_second_policy_eval: str = "threshold"
@@ -99,6 +103,7 @@ class MoeHparams:
                  "capacity_factor_second_level"):
       _check_number(name, getattr(self, "moe_" + name), positive=True,
                     remedy="1.0 gives every expert an even share of the tokens")
+    _check_boolean("dropless_eval", self.moe_dropless_eval)
     for name in ("second_policy_train", "second_policy_eval"):
       _check_choice(name, getattr(self, "moe_" + name), SECOND_POLICIES)
     for name in ("second_threshold_train", "second_threshold_eval"):
@@ -158,8 +163,16 @@ class MoeHparams:
 
   def capacity_factor(self, train: bool) -> float:
     """The first level's capacity factor."""
-    return (self.moe_capacity_factor_train if train
+    if train:
+      return self.moe_capacity_factor_train
+    # As many times an even share as there are experts is the whole group.
+    return (self.experts_per_level[0] if self.moe_dropless_eval
             else self.moe_capacity_factor_eval)
+
+  def capacity_factor_second_level(self, train: bool) -> float:
+    """The second level's capacity factor."""
+    return (self.experts_per_level[1] if self.moe_dropless_eval and not train
+            else self.moe_capacity_factor_second_level)
 
   def second_policy(self, train: bool) -> tuple[str, float]:
     """The (policy, threshold) that decide on second choices."""
@@ -188,6 +201,13 @@ def _check_choice(name, value, allowed):
     raise ValueError(
         f"MoE2D.{name} = {value!r} is not known. Choose one of: "
         f"{', '.join(map(repr, allowed))}.")
+
+
+def _check_boolean(name, value):
+  if not isinstance(value, bool):
+    raise ValueError(
+        f"MoE2D.{name} = {value!r} is neither on nor off: set it to True or "
+        "False.")
 
 
 def _check_positive_integer(name, value):

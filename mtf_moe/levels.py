@@ -159,7 +159,7 @@ def two_levels(a0, b1, l, hparams, train, mesh):
   num_groups, group_size = grouping._split_into_groups(
       a0.size * num_groups * capacity, hparams.moe_group_size, mesh.ways(a0))
   capacity = grouping.expert_capacity(
-      group_size, hparams.moe_capacity_factor_second_level, num_y,
+      group_size, hparams.capacity_factor_second_level(train), num_y,
       hparams.moe_min_expert_capacity)
   inner = Level(
       batch_dims=[x1],

@@ -44,6 +44,7 @@ class MoE2D(transformer.TransformerLayer):
                dropout_rate=0.0,
                dispatch="einsum",
                summaries=True,
+               dropless_eval=False,
                output_dim=None,
                experts=experts_lib.feed_forward):
     """Checks the parameters.
@@ -71,6 +72,7 @@ class MoE2D(transformer.TransformerLayer):
         moe_capacity_factor_train=capacity_factor_train,
         moe_capacity_factor_eval=capacity_factor_eval,
         moe_capacity_factor_second_level=capacity_factor_second_level,
+        moe_dropless_eval=dropless_eval,
         moe_use_second_place_loss=use_second_place_loss,
         moe_second_policy_train=second_policy_train,
         moe_second_policy_eval=second_policy_eval,

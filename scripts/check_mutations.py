@@ -155,7 +155,7 @@ MUTATIONS = [
              "max(min(group_size, even_share), min_capacity)",
              "min(group_size, max(even_share, min_capacity))", GROUPING),
     Mutation(15, "the first level's factor at the second", "levels.py",
-             "group_size, hparams.moe_capacity_factor_second_level",
+             "group_size, hparams.capacity_factor_second_level(train)",
              "group_size, hparams.capacity_factor(train)", ORACLE),
     Mutation(16, "groups of every n-th token", "layer.py",
              "tokens = mtf.reshape(inputs, outer.token_dims + [m])",

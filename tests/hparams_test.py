@@ -55,6 +55,14 @@ def test_values_for_training_and_evaluation():
   assert hparams.capacity_factor(train=False) == 2.0
 
 
+def test_dropless_evaluation():
+  hparams = MoeHparams(moe_num_experts=(4, 16), moe_dropless_eval=True)
+  assert hparams.capacity_factor(train=True) == 1.25
+  assert hparams.capacity_factor(train=False) == 4
+  assert hparams.capacity_factor_second_level(train=True) == 1.0
+  assert hparams.capacity_factor_second_level(train=False) == 16
+
+
 def test_the_layer_needs_two_levels():
   assert MoeHparams(moe_num_experts=16).moe_num_experts == 16
   with pytest.raises(ValueError, match=r"MoE2D.expert_x and MoE2D.expert_y"):
@@ -78,6 +86,8 @@ def test_the_layer_needs_two_levels():
     ("moe_capacity_factor_train", float("nan"),
      "MoE2D.capacity_factor_train = nan"),
     ("moe_capacity_factor_train", "much", "MoE2D.capacity_factor_train = 'muc"),
+    ("moe_dropless_eval", 1, "MoE2D.dropless_eval = 1 .*True or False"),
+    ("moe_dropless_eval", "yes", "MoE2D.dropless_eval = 'yes'"),
     ("moe_gating", "top_3", "MoE2D.moe_gating = 'top_3'.*'top_2'"),
     ("moe_gating", ("switch", "x"), "moe_gating = 'x'.*'top_2', 'switch'"),
     ("moe_gating", ("switch",), r"moe_gating = \('switch',\) must be one"),

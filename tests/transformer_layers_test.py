@@ -118,6 +118,30 @@ def test_same_loss_and_gradients_on_every_mesh(mesh, mode):
     np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_dropless_evaluation(mode):
+  """It has room for all tokens, whatever the capacities; training has not."""
+  def logits(*bindings):
+    def use(model, tensors):
+      return model.call_simple(
+          inputs=transformer.autoregressive_inputs(tensors["targets"]),
+          targets=tensors["targets"], compute_loss=False, mode=mode,
+          variable_dtype=harness.variable_dtype())[0]
+
+    return run_model("models/lm_tiny.gin", (2, 2),
+                     {"targets": some_ids(2, 2)}, use, bindings)
+
+  little = [f"MoE2D.capacity_factor_{which} = 0.5"
+            for which in ("train", "eval", "second_level")]
+  little += ["MoE2D.min_expert_capacity = 1"]
+  dropped, dropless = logits(*little), logits(
+      *little, "MoE2D.dropless_eval = True")
+  room_for_all = logits()
+  assert np.abs(dropped - room_for_all).max() > 1e-3
+  np.testing.assert_array_equal(
+      dropless, room_for_all if mode == "eval" else dropped)
+
+
 def teacher_forced(model, tensors):
   """The likeliest token after every prefix."""
   logits, _ = model.call_simple(

@@ -10,6 +10,7 @@ is done is set by gin: run.mode is "train" unless another is given, such as
 """
 
 import contextlib
+import functools
 import sys
 
 from absl import app
@@ -26,6 +27,7 @@ from mtf_moe.train import evaluation
 from mtf_moe.train import health
 from mtf_moe.train import model_directory
 from mtf_moe.train import preflight
+from mtf_moe.train import run_mode
 from mtf_moe.train import training
 
 FLAGS = flags.FLAGS
@@ -57,9 +59,10 @@ def main(argv):
       compat.silence_print_op()
     try:
       config_files.import_modules()
-      _parse_gin()
+      with config_files.readable_syntax_errors():
+        _parse_gin()
       console.say("checking the configuration")
-      configured = preflight.check_configuration()
+      configured = preflight.check_configuration(FLAGS.model_dir)
       _enter_model_directory(stack, FLAGS.model_dir, configured)
     except (ImportError, OSError, ValueError) as error:
       sys.exit(f"mtf_moe.train: {error}")
@@ -83,7 +86,7 @@ def _enter_model_directory(stack, model_dir, configured):
     model_dir: a string.
     configured: a ConfiguredModel or None.
   """
-  if not preflight.is_training():
+  if run_mode.get() != "train":
     # While it is trained, the newest may be replaced at any moment.
     if not model_directory.is_held(model_dir):
       checkpoints.set_aside_damaged(model_dir)
@@ -101,11 +104,15 @@ def _enter_model_directory(stack, model_dir, configured):
 def _run():
   """Runs what gin has configured, and ends the program where that fails."""
   compat.skip_graph_optimizer()
+  run = functools.partial(
+      utils.run, tpu_job_name=FLAGS.tpu_job_name, tpu=FLAGS.tpu,
+      gcp_project=FLAGS.gcp_project, tpu_zone=FLAGS.tpu_zone,
+      model_dir=FLAGS.model_dir)
   try:
-    utils.run(
-        tpu_job_name=FLAGS.tpu_job_name, tpu=FLAGS.tpu,
-        gcp_project=FLAGS.gcp_project, tpu_zone=FLAGS.tpu_zone,
-        model_dir=FLAGS.model_dir)
+    if run_mode.get() == "perplexity_eval":
+      evaluation.evaluate(run)
+    else:
+      run()
   except training.Stopped as stopped:
     console.say("the same command goes on from here")
     sys.exit(128 + stopped.signal)  # As a shell has it.
@@ -122,7 +129,6 @@ def _run():
         "same command goes on from there.")
     checkpoints.remove_remains(FLAGS.model_dir)
     sys.exit(1)
-  evaluation.report(FLAGS.model_dir)
 
 
 if __name__ == "__main__":

@@ -1,66 +1,255 @@
-"""What an evaluation found, in words."""
+"""Evaluations that are measurements: what was found, on how many tokens.
 
-import glob
+mesh_tensorflow's `run` writes what it finds in mode "perplexity_eval" to an
+event file and says nothing. Of its metrics, "neg_log_perplexity" is a mean over
+tokens. Its "loss" is not: empty examples, which fill up the last batch, and
+padding count as tokens that cost nothing, and the balancing losses are in it.
+"""
+
+import contextlib
+import dataclasses
+import functools
 import lzma
 import math
-import os
 import zlib
 
 import gin
 import tensorflow.compat.v1 as tf
 
+from mtf_moe import compat
+from mtf_moe.train import console
+from mtf_moe.train import progress
 from mtf_moe.train import text_data
 from mtf_moe.train import text_files
 
+_STEPS = "evaluated {n_fmt} of {total_fmt} steps"
+_DROPLESS = "dropless"
 
-def report(model_dir):
-  """Prints the result of the perplexity evaluation that gin has configured.
 
-  mesh_tensorflow's `run` writes it to an event file and says nothing. For the
-  held-out part of local text, the result is put in bits per byte, beside what
-  compression programs need for the same text.
+@gin.configurable(module="mtf_moe")
+def evaluate(run, with_dropless=False):
+  """Runs the perplexity evaluation that gin has configured, and reports it.
+
+  Nats per token and perplexity are printed for any data, bits per byte for the
+  held-out part of local text, beside what compression programs need for it.
 
   Args:
-    model_dir: a string, the directory of the run.
+    run: mesh_tensorflow's `run`, with its arguments but for those of gin.
+    with_dropless: a boolean: evaluate once more with MoE2D.dropless_eval, into
+      a directory whose name ends in "dropless", and report the difference,
+      which is what the model loses by its capacities.
   """
-  run = gin.get_bindings("utils.run")
-  if run.get("mode") != "perplexity_eval":
-    return
-  step, metrics = _newest_metrics(model_dir)
-  log_likelihood = metrics["neg_log_perplexity"]  # nats per token, negative
-  print(f"evaluated step {step:,} on {metrics['num_eval_tokens']:,.0f} tokens: "
-        f"perplexity {math.exp(-log_likelihood):.2f} a token, "
-        f"{metrics['token_accuracy']:.1%} predicted right")
-  of_text = run.get("train_dataset_fn") is text_data.text_dataset
-  if of_text and run.get("dataset_split") == text_data.HELD_OUT:
-    _report_bits_per_byte(run, log_likelihood, metrics["num_eval_tokens"])
+  report = _Report(gin.get_bindings("utils.run"))
+  compat.change_estimators(functools.partial(_Watched, report=report))
+  run()
+  if with_dropless:
+    with report.of_dropless():
+      run()
+    report.print_gaps()
 
 
-def _report_bits_per_byte(run, log_likelihood, num_tokens):
-  size = text_data.held_out_size(run["vocabulary"], run["sequence_length"])
-  if num_tokens != size.num_tokens:
-    print(f"this is not the whole held-out part of {size.num_tokens:,} tokens: "
-          "set run.perplexity_eval_steps = @mtf_moe.held_out_steps()")
-    return
-  _, held_out = text_files.TextFiles().read()
-  text = "".join(document.text for document in held_out).encode()
-  print(f"held-out text: {size.num_documents} documents, "
-        f"{size.num_bytes:,} bytes; gzip -9 needs "
-        f"{_bits_per_byte(_gzip(text), text):.3f} bits per byte, xz -9e "
-        f"{_bits_per_byte(_xz(text), text):.3f}")
-  print(f"held-out bits per byte: {size.bits_per_byte(log_likelihood):.3f}")
+def check_options():
+  """Checks what gin has configured for `evaluate`.
+
+  Raises:
+    ValueError: if evaluate.with_dropless is no boolean, or the evaluation that
+      is to be done twice never ends.
+  """
+  with_dropless = gin.get_bindings("mtf_moe.evaluate").get(
+      "with_dropless", False)
+  checkpoint_step = gin.get_bindings(
+      "utils.run", resolve_references=False).get("eval_checkpoint_step")
+  if not isinstance(with_dropless, bool):
+    raise ValueError(
+        f"evaluate.with_dropless = {with_dropless!r} is neither on nor off: "
+        "set it to True or False.")
+  if with_dropless and checkpoint_step is None:
+    raise ValueError(
+        "evaluate.with_dropless = True evaluates twice, and "
+        "run.eval_checkpoint_step = None waits for new checkpoints without "
+        "end: set run.eval_checkpoint_step to -1, the newest, or to a step.")
 
 
-def _newest_metrics(model_dir):
-  """(step, {metric: value}) of the evaluation that was written last."""
-  files = glob.glob(os.path.join(model_dir, "eval_*", "events.out.tfevents.*"))
-  newest = max(files, key=os.path.getmtime)
-  results = {}
-  for event in tf.train.summary_iterator(newest):
-    metrics = {v.tag: v.simple_value for v in event.summary.value}
-    if "neg_log_perplexity" in metrics:
-      results[event.step] = metrics
-  return max(results.items())
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What one evaluation found.
+
+  Attributes:
+    step: of the checkpoint.
+    num_tokens: the predicted tokens, of which the following are means.
+    log_likelihood: in nats, not positive.
+    accuracy: the share of tokens that were the likeliest.
+  """
+
+  step: int
+  num_tokens: int
+  log_likelihood: float
+  accuracy: float
+
+  @classmethod
+  def of(cls, metrics):
+    """Reads the metrics of mesh_tensorflow's evaluation."""
+    return cls(
+        int(metrics["global_step"]), round(float(metrics["num_eval_tokens"])),
+        float(metrics["neg_log_perplexity"]), float(metrics["token_accuracy"]))
+
+  @property
+  def nats_per_token(self):
+    return -self.log_likelihood
+
+  @property
+  def perplexity(self):
+    try:
+      return math.exp(self.nats_per_token)
+    except OverflowError:
+      return math.inf
+
+
+class _Report:
+  """Prints results as they come, and keeps them for comparison."""
+
+  def __init__(self, run):
+    """Makes the report.
+
+    Args:
+      run: a dict, the gin bindings of `run`.
+    """
+    self._suffix = run.get("eval_dir_suffix")
+    self._names_data = run.get("eval_dataset_fn") is not None
+    self._text = _HeldOutText.of(run)
+    self._results = {}  # By the name of the evaluation and the step.
+    self._dropless = None  # The same of dropless evaluation, while it goes on.
+
+  def add(self, name, metrics):
+    """Prints a result.
+
+    Args:
+      name: a string, what `run` calls the evaluation.
+      metrics: a dict, as an Estimator returns it.
+    """
+    result = Result.of(metrics)
+    first = self._dropless is None
+    how = "" if first else f", {_DROPLESS}"
+    if self._names_data:
+      how = f" of {name}"
+    console.say(
+        f"evaluated step {result.step:,} on {result.num_tokens:,} tokens"
+        f"{how}: {result.nats_per_token:.4f} nats per token, perplexity "
+        f"{result.perplexity:.2f}, {result.accuracy:.1%} predicted right")
+    if self._text:
+      self._text.print_bits_per_byte(result, "" if first else f", {_DROPLESS}")
+    if first:
+      self._results[name, result.step] = result
+    else:
+      self._dropless[name.removesuffix("_" + _DROPLESS), result.step] = result
+
+  @contextlib.contextmanager
+  def of_dropless(self):
+    """Configures a dropless evaluation of the same checkpoints."""
+    self._dropless = {}
+    suffix = _DROPLESS if self._suffix is None else (
+        f"{self._suffix}_{_DROPLESS}")
+    with gin.unlock_config():
+      gin.bind_parameter("mtf_moe.MoE2D.dropless_eval", True)
+      gin.bind_parameter("utils.run.eval_dir_suffix", suffix)
+      # A newer one may have been written in the meantime.
+      gin.bind_parameter("utils.run.eval_checkpoint_step", sorted(
+          {step for _, step in self._results}))
+    yield
+
+  def print_gaps(self):
+    """Prints how much worse each result is than the dropless one."""
+    for key, result in self._results.items():
+      if key not in self._dropless:
+        console.say(
+            f"the checkpoint of step {result.step:,} is gone: nothing to "
+            "compare with")
+        continue
+      gap = result.nats_per_token - self._dropless[key].nats_per_token
+      in_bits = ""
+      if self._text and self._text.is_all_of(result):
+        in_bits = f", {self._text.size.bits_per_byte(-gap):+.4f} bits per byte"
+      console.say(
+          f"dropping tokens costs {gap:+.4f} nats per token{in_bits}, over "
+          f"{result.num_tokens:,} tokens of step {result.step:,}")
+
+
+class _HeldOutText:
+  """The text that is evaluated, for bits per byte."""
+
+  def __init__(self, size):
+    self.size = size
+    self._introduced = False
+
+  @classmethod
+  def of(cls, run):
+    """None where the data is no held-out text of ours."""
+    if (run.get("eval_dataset_fn") is None
+        and run.get("train_dataset_fn") is text_data.text_dataset
+        and run.get("dataset_split") == text_data.HELD_OUT):
+      return cls(text_data.held_out_size(
+          run["vocabulary"], run["sequence_length"]))
+    return None
+
+  def is_all_of(self, result):
+    return result.num_tokens == self.size.num_tokens
+
+  def print_bits_per_byte(self, result, how):
+    """Prints bits per byte, the first time with what they are compared to."""
+    if not self.is_all_of(result):
+      console.say(
+          f"this is not the whole held-out part of {self.size.num_tokens:,} "
+          "tokens: set run.perplexity_eval_steps = @mtf_moe.held_out_steps()")
+      return
+    if not self._introduced:
+      self._introduced = True
+      _, held_out = text_files.TextFiles().read()
+      text = "".join(document.text for document in held_out).encode()
+      console.say(
+          f"held-out text: {self.size.num_documents} documents, "
+          f"{self.size.num_bytes:,} bytes, {self.size.num_tokens:,} tokens; "
+          f"gzip -9 needs {_bits_per_byte(_gzip(text), text):.3f} bits per "
+          f"byte, xz -9e {_bits_per_byte(_xz(text), text):.3f}")
+    bits = self.size.bits_per_byte(result.log_likelihood)
+    console.say(f"held-out bits per byte{how}: {bits:.3f}")
+
+
+class _Watched:
+  """An estimator that says how far an evaluation is, and reports its result."""
+
+  def __init__(self, estimator, report):
+    self._estimator = estimator
+    self._report = report
+
+  def __getattr__(self, name):
+    return getattr(self._estimator, name)
+
+  def evaluate(self, steps, name, **kwargs):
+    console.say("building the graph")
+    metrics = self._estimator.evaluate(
+        steps=steps, name=name, hooks=[_ProgressHook(steps)], **kwargs)
+    self._report.add(name, metrics)
+    return metrics
+
+
+class _ProgressHook(tf.train.SessionRunHook):
+  """Shows the steps that are done, and the time left."""
+
+  def __init__(self, total_steps):
+    self._total_steps = total_steps
+
+  def begin(self):
+    self._steps_done, = tf.get_collection(tf.GraphKeys.EVAL_STEP)
+
+  def after_create_session(self, session, coord):
+    self._progress = progress.Progress(self._total_steps, steps=_STEPS)
+
+  def after_run(self, run_context, run_values):
+    # On a TPU, one call makes many steps.
+    self._progress.show(int(run_context.session.run(self._steps_done)))
+
+  def end(self, session):
+    self._progress.close()
 
 
 def _gzip(data):

@@ -6,34 +6,33 @@ the middle of a TPUEstimator it costs minutes and names a tensor.
 
 import math
 
-import gin
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.configured_model import ConfiguredModel
 from mtf_moe.train import checkpoints
 from mtf_moe.train import model_directory
+from mtf_moe.train import run_mode
 
 
-def is_training() -> bool:
-  """Whether the mode that gin has configured is the one that trains."""
-  return gin.get_bindings("utils.run").get("mode", "train") == "train"
-
-
-def check_configuration() -> ConfiguredModel | None:
+def check_configuration(model_dir: str) -> ConfiguredModel | None:
   """Checks what gin has configured for mesh_tensorflow's `run`.
 
   The model is built as an mtf graph, which needs no session, so the layers'
   own checks are made.
+
+  Args:
+    model_dir: a string, the directory of the run.
 
   Returns:
     a ConfiguredModel; None where the model depends on the data of an
     evaluation.
 
   Raises:
-    ValueError: if the batch does not fit the mesh, the data cannot be read, or
-      a layer refuses its parameters.
+    ValueError: if the mode lacks something, the batch does not fit the mesh,
+      the data cannot be read, or a layer refuses its parameters.
   """
+  run_mode.check(model_dir)
   configured = ConfiguredModel.from_gin()
   if configured is not None:
     _check_data(configured)

@@ -11,34 +11,35 @@ from mtf_moe.train import hooks
 from mtf_moe.train import records as records_lib
 from mtf_moe.train import reproducible
 
+_STEPS = "step {n_fmt} of {total_fmt}"
 # "step 120 of 900, loss 2.345, 8,123 tokens/s, busiest expert 1.4x, 1:34 left"
-_LINE = "step {n_fmt} of {total_fmt}{postfix}, {remaining} left"
+_LINE = "{postfix}, {remaining} left"
 # What is cut off in a narrow terminal comes last.
-_BAR = ("{percentage:3.0f}% {bar:10} step {n_fmt} of {total_fmt}, "
-        "{remaining} left{postfix}")
+_BAR = ", {remaining} left{postfix}"
 
 
 class Progress:
   """A bar in a terminal, and lines in the log file; or lines in a pipe."""
 
   def __init__(self, total: int, initial: int = 0,
-               seconds_per_line: float = 10.0):
+               seconds_per_line: float = 10.0, steps: str = _STEPS):
     """Starts the clock.
 
     Args:
       total: the steps of the whole.
       initial: the steps that are done.
       seconds_per_line: the time between two lines.
+      steps: how many steps are done, as tqdm formats it.
     """
     def lines(write):
       return tqdm.tqdm(
-          total=total, initial=initial, bar_format=_LINE, miniters=1,
+          total=total, initial=initial, bar_format=steps + _LINE, miniters=1,
           mininterval=seconds_per_line, file=_Lines(write),
           position=0,  # However many bars there are.
           delay=1e-9)  # No line before the first step.
 
     if sys.stdout.isatty():
-      self._bars = [_live_bar(total, initial), lines(console.note)]
+      self._bars = [_live_bar(total, initial, steps), lines(console.note)]
     else:
       self._bars = [lines(console.say)]
 
@@ -59,13 +60,14 @@ class Progress:
       bar.close()
 
 
-def _live_bar(total, initial):
+def _live_bar(total, initial, steps):
   size = {"dynamic_ncols": True}
   if not os.get_terminal_size(sys.stdout.fileno()).columns:
     size = {"ncols": 100, "nrows": 25}  # Not every terminal knows its size.
   return tqdm.tqdm(
-      total=total, initial=initial, bar_format=_BAR, miniters=1,
-      mininterval=0.5, file=sys.stdout, **size)
+      total=total, initial=initial, miniters=1, mininterval=0.5,
+      bar_format="{percentage:3.0f}% {bar:10} " + steps + _BAR,
+      file=sys.stdout, **size)
 
 
 class _Lines:

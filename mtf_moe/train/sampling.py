@@ -27,14 +27,9 @@ def continue_prompts(
       with the step of the checkpoint added to its name.
 
   Raises:
-    ValueError: if there is no prompt.
+    ValueError: if there is no prompt, or one is longer than a sequence.
   """
-  if isinstance(prompts, str):
-    prompts = utils.get_inputs_from_file(prompts)
-  if not prompts:
-    raise ValueError(
-        f"continue_prompts.prompts = {prompts!r} has no prompt: give a list of "
-        "strings, or a text file with one a line.")
+  prompts = _checked_prompts(prompts, vocabulary, model_type, sequence_length)
   ids = utils.encode_inputs(
       prompts, vocabulary, model_type, batch_size, sequence_length["inputs"])
 
@@ -54,6 +49,54 @@ def continue_prompts(
     step = utils.get_step_from_checkpoint_path(checkpoint_path)
     with tf.io.gfile.GFile(f"{output_filename}-{step}", "w") as f:
       f.write("\n\n".join(texts) + "\n")
+
+
+def check_prompts():
+  """Checks the prompts that gin has configured, before there is a model.
+
+  Raises:
+    ValueError: as `continue_prompts`.
+  """
+  decode_fn = gin.get_bindings("infer_model").get("decode_fn")
+  if decode_fn is not continue_prompts:
+    return
+  run = gin.get_bindings("utils.run")
+  _checked_prompts(
+      gin.get_bindings("mtf_moe.continue_prompts").get("prompts"),
+      run.get("vocabulary"), run.get("model_type", "bitransformer"),
+      run.get("sequence_length"))
+
+
+def _checked_prompts(prompts, vocabulary, model_type, sequence_length):
+  """A list of prompts, each of which fits into a sequence.
+
+  mesh_tensorflow would cut a longer one, and continue what is left of it.
+  """
+  if isinstance(prompts, str):
+    if not tf.io.gfile.exists(prompts):
+      raise ValueError(
+          f"continue_prompts.prompts = {prompts!r} is no file: give the path "
+          "of a text file with a prompt a line, or a list of strings.")
+    prompts = utils.get_inputs_from_file(prompts)
+  if not prompts:
+    raise ValueError(
+        f"continue_prompts.prompts = {prompts!r} has no prompt: give a list of "
+        "strings, or a text file with one a line.")
+  length = (sequence_length["inputs"] if isinstance(sequence_length, dict)
+            else sequence_length)
+  end = 0 if model_type == "lm" else 1  # The end of document behind inputs.
+  for number, prompt in enumerate(prompts, 1):
+    size = len(utils.inputs_vocabulary(vocabulary).encode(prompt.strip())) + end
+    if size > length:
+      raise ValueError(
+          f"continue_prompts.prompts: number {number}, {_start_of(prompt)!r}, "
+          f"has {size} tokens, and run.sequence_length is {length}. Shorten "
+          f"the prompt, or set sequence_length to {size} or more.")
+  return prompts
+
+
+def _start_of(text, length=30):
+  return text if len(text) <= length else text[:length] + "..."
 
 
 def _as_string(text):

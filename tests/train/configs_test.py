@@ -6,11 +6,17 @@ import re
 
 import gin
 import pytest
+import tensorflow.compat.v1 as tf
 
 from mtf_moe import config_files
+from mtf_moe.configured_model import ConfiguredModel
 from mtf_moe.train import preflight
+from mtf_moe.train import sampling
 from mtf_moe.train import vocabulary
 from tests import gin_config
+
+# The prompts of one are bound here for all.
+assert sampling
 
 # What a file is completed with where it is a part of a configuration.
 MODEL = "models/lm_small.gin"
@@ -44,7 +50,8 @@ def check(files, text, *bindings, model_dir="no_model"):
       "TextFiles.held_out = 0.2",
       f"SentencePieceVocabulary.path = '{text}/text.model'",
       *bindings])
-  preflight.check_checkpoint(model_dir, preflight.check_configuration())
+  preflight.check_checkpoint(
+      model_dir, preflight.check_configuration(model_dir))
 
 
 @pytest.mark.parametrize("file", files_of("models"))
@@ -72,11 +79,27 @@ def test_data(file, text):
   check([MODEL, MESH, file, *rest], text)
 
 
+@pytest.fixture(scope="module")
+def trained(text, tmp_path_factory):
+  """A directory with a checkpoint of MODEL."""
+  directory = tmp_path_factory.mktemp("trained")
+  gin_config.parse([MODEL, MESH, DATA], [f"TextFiles.glob = '{text}/text.txt'"])
+  shapes = ConfiguredModel.from_gin().variables
+  with tf.Graph().as_default(), tf.Session() as session:
+    for name, shape in shapes.items():
+      tf.get_variable(name, shape)
+    session.run(tf.global_variables_initializer())
+    tf.train.Saver().save(session, str(directory / "model.ckpt"), 1)
+  return directory
+
+
 @pytest.mark.parametrize("file", files_of("runs"))
-def test_runs(file, text):
-  # Some are added to those that the model was trained with.
-  base = [] if "include" in text_of(file) else [MODEL, MESH, DATA]
-  check([*base, file], text)
+def test_runs(file, text, trained):
+  if 'include "models/' in text_of(file):
+    check([file], text)
+  else:  # Added to those that the model was trained with.
+    check([MODEL, MESH, DATA, file], text,
+          "continue_prompts.prompts = ['It was']", model_dir=str(trained))
 
 
 def text_of(file):

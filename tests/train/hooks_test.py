@@ -3,18 +3,31 @@
 import glob
 
 import mesh_tensorflow as mtf
+import pytest
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.train import hooks
+from mtf_moe.train import reproducible
+
+
+@pytest.fixture(autouse=True)
+def resource_variables():
+  """As the program has them."""
+  tf.enable_resource_variables()
+  yield
+  tf.disable_resource_variables()
 
 
 def test_record_hook(tmp_path):
   told = []
   with tf.Graph().as_default() as graph:
     step = tf.train.create_global_step()
-    increase = tf.assign_add(step, 1)
+    before = step.read_value()
+    tf.add_to_collection(reproducible._STEP_BEFORE, before)
+    with tf.control_dependencies([before]):
+      increase = tf.assign_add(step, 1)
     with tf.name_scope("moe/level"):  # As mtf names its operations.
-      value = 0.5 * tf.to_float(step)
+      value = 0.5 * tf.cast(before + 1, tf.float32)
     with graph._attr_scope({
         "_tpu_replicate": tf.AttrValue(s=b"cluster")}):
       on_tpu = tf.constant(2.5)

@@ -5,20 +5,14 @@ encoder-decoder the number of each word, so what each mode should say is known
 beforehand. On every mesh it has to say the same, from the same checkpoint.
 """
 
-import contextlib
 import dataclasses
 import glob
-import io
 import json
 import math
-import os
-import random
 import shutil
 import subprocess
 import sys
 
-from absl import flags
-from absl.testing import flagsaver
 import gin
 from mesh_tensorflow.transformer import dataset as mtf_dataset
 from mesh_tensorflow.transformer import utils
@@ -26,93 +20,32 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from mtf_moe.train import __main__ as program
+from tests.train import small_models
+from tests.train.small_models import GREEDY
+from tests.train.small_models import LENGTH
+from tests.train.small_models import ONE_SLICE
+from tests.train.small_models import STEPS
+from tests.train.small_models import WORDS
+from tests.train.small_models import Model
+from tests.train.small_models import continuations
+from tests.train.small_models import metrics
+from tests.train.small_models import run
 
-ONE_SLICE = (1, 1)
 MESHES = [ONE_SLICE, (1, 2), (2, 2)]
 
-LENGTH = 16
-STEPS = 300
-WORDS = ["abcd", "efgh", "ijkl", "mnop"]
 NUMBERS = ["1", "2", "3", "4"]
 # Prompts and how their last word ends. Of full length: mesh_tensorflow's export
 # puts an end of document behind a shorter one, its decoding does not.
 ENDINGS = {"abcd efgh ijkl m": "nop", "bcd mnop abcd ef": "gh",
            "cd ijkl ijkl abc": "d", "d efgh abcd ijkl": ""}
 
-GREEDY = "sample_autoregressive.temperature = 0.0"
 BEAM_SEARCH = "Bitransformer.decode.beam_size = 2"
-
-SETTINGS = [
-    "batch_size = 4", f"sequence_length = {LENGTH}", "num_layers = 1",
-    "d_model = 16", "d_kv = 8", "num_heads = 2",
-    "run.learning_rate_schedule = 0.02", "run.save_checkpoints_steps = 1000000",
-    "run.eval_checkpoint_step = -1",
-    "tpu_estimator_model_fn.outer_batch_size = 2",
-    "MoE2D.expert_x = 2", "MoE2D.expert_y = 2", "MoE2D.hidden_size = 16",
-    # One group a slice at the least, on any mesh: then the balancing loss, a
-    # mean over groups, is the same too.
-    "MoE2D.group_size = 16",
-    # Slots for every token at every expert: nothing is dropped, so no token
-    # depends on which others are in its group.
-    "MoE2D.capacity_factor_train = 2.0", "MoE2D.capacity_factor_eval = 2.0",
-    "MoE2D.capacity_factor_second_level = 2.0",
-    "MoE2D.second_policy_train = 'threshold'"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-  """Where a model is, and its configuration: gin files and lines."""
-
-  directory: str
-  files: list[str]
-  bindings: list[str]
-
-
-def run(model, mesh, *bindings, files=()):
-  """Runs the program in this process.
-
-  Args:
-    model: a Model.
-    mesh: a pair, the size of the mesh.
-    *bindings: further lines of gin.
-    files: further gin files.
-
-  Returns:
-    what it printed
-  """
-  lines = [*SETTINGS, f"run.mesh_shape = 'outer:{mesh[0]},batch:{mesh[1]}'",
-           *model.bindings, *bindings]
-  arguments = [
-      "program", "--tensorflow_log", f"--model_dir={model.directory}",
-      *[f"--gin_file={file}" for file in [*model.files, *files]],
-      *[f"--gin_param={line}" for line in lines]]
-  gin.clear_config()
-  with (flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(io.StringIO()) as printed):
-    # What the program changes for the rest of its process is put back.
-    patch.setattr(sys, "argv", arguments)
-    patch.setattr(utils, "get_estimator", utils.get_estimator)
-    flags.FLAGS(arguments)
-    try:
-      program.main(arguments[:1])
-    finally:
-      flags.FLAGS.unparse_flags()
-      tf.disable_resource_variables()
-  return printed.getvalue()
 
 
 @pytest.fixture(scope="module")
 def language_model(tmp_path_factory):
-  """A Model that has learnt the words, trained on one slice."""
-  directory = tmp_path_factory.mktemp("language_model")
-  rng = random.Random(0)
-  (directory / "text.txt").write_text(
-      "".join(rng.choice(WORDS) + " " for _ in range(1000)))
-  model = Model(f"{directory}/model", ["runs/tiny.gin"], [
-      f"TextFiles.glob = '{directory}/text.txt'", "TextFiles.held_out = 0.2"])
-  run(model, ONE_SLICE, f"run.train_steps = {STEPS}")
-  return model
+  return small_models.train_language_model(
+      tmp_path_factory.mktemp("language_model"))
 
 
 @gin.configurable(module="tests")
@@ -140,34 +73,11 @@ def encoder_decoder(tmp_path_factory):
   return model
 
 
-def continuations(model, mesh, prompts, *bindings):
-  """What the program makes of prompts, without them."""
-  filename = os.path.join(model.directory, "continued")
-  run(model, mesh, f"continue_prompts.prompts = {prompts}",
-      f"continue_prompts.output_filename = '{filename}'", *bindings,
-      files=["runs/sample.gin"])
-  written, = glob.glob(filename + "-*")
-  with open(written) as f:
-    texts = f.read()[:-1].split("\n\n")
-  os.remove(written)
-  for text, prompt in zip(texts, prompts, strict=True):
-    assert text.startswith(prompt)
-  return [text[len(prompt):] for text, prompt in zip(texts, prompts)]
-
-
 def variables(checkpoint):
   """The values of all variables, by name."""
   reader = tf.train.load_checkpoint(checkpoint)
   return {name: reader.get_tensor(name)
           for name in reader.get_variable_to_shape_map()}
-
-
-def metrics(directory):
-  """The values in the event files of a directory, by tag."""
-  return {value.tag: value.simple_value
-          for path in glob.glob(os.path.join(directory, "events.*"))
-          for event in tf.train.summary_iterator(path)
-          for value in event.summary.value}
 
 
 def entropy_of_windows():
@@ -247,6 +157,21 @@ def test_infer_samples(mesh, language_model):
   for text in texts:
     *words, cut_off = f"ab{text}".split(" ")
     assert len(words) > 4 and set(words) <= set(WORDS)
+    assert any(word.startswith(cut_off) for word in WORDS)
+
+
+def test_language_model_with_beams(language_model):
+  texts = {
+      mesh: continuations(
+          language_model, mesh, list(ENDINGS), file="runs/beam.gin")
+      for mesh in MESHES}
+  assert [text.split(" ")[0] for text in texts[ONE_SLICE]] == list(
+      ENDINGS.values())
+  for mesh in MESHES[1:]:
+    assert texts[mesh] == texts[ONE_SLICE]
+  for text, prompt in zip(texts[ONE_SLICE], ENDINGS):
+    *words, cut_off = f"{prompt}{text}".split(" ")
+    assert set(words[1:]) <= set(WORDS)
     assert any(word.startswith(cut_off) for word in WORDS)
 
 
@@ -342,17 +267,20 @@ def served(requests):
 
 def test_export(language_model, encoder_decoder, tmp_path):
   """What was exported says the same, and needs no mesh_tensorflow for it."""
-  def export(model, mesh, *bindings):
+  def export(model, mesh, *bindings, files=()):
     directory = tmp_path / str(len(list(tmp_path.iterdir())))
     run(model, mesh, "run.mode = 'export_infer'",
-        f"run.export_path = '{directory}'", *bindings)
+        f"run.export_path = '{directory}'", *bindings, files=files)
     path, = directory.iterdir()  # Named by the time.
     return str(path)
 
   prompts = list(ENDINGS)
-  with_beams, *greedy = served([
+  numbered, with_beams, *greedy = served([
       (export(encoder_decoder, ONE_SLICE, BEAM_SEARCH), NUMBERS[:2]),
+      (export(language_model, (2, 2), files=["runs/beam.gin"]), prompts),
       *[(export(language_model, mesh, GREEDY), prompts) for mesh in MESHES]])
-  assert with_beams == WORDS[:2]
+  assert numbered == WORDS[:2]
+  assert with_beams == continuations(
+      language_model, ONE_SLICE, prompts, file="runs/beam.gin")
   expected = continuations(language_model, ONE_SLICE, prompts, GREEDY)
   assert greedy == [expected] * len(MESHES)

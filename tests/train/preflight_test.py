@@ -26,7 +26,7 @@ def check(text, *bindings, mesh="cpu_2x2", model_dir="no_model"):
       ["models/lm_tiny.gin", f"meshes/{mesh}.gin", "data/bytes.gin"],
       [f"TextFiles.glob = '{text}'", "TextFiles.held_out = 0.5", *bindings])
   preflight.check_checkpoint(
-      str(model_dir), preflight.check_configuration())
+      str(model_dir), preflight.check_configuration(str(model_dir)))
 
 
 def test_a_good_configuration_passes(text, tmp_path):
@@ -65,9 +65,11 @@ def test_mistakes(text, bindings, said):
     check(text, *bindings)
 
 
-def test_a_batch_the_mesh_does_not_divide_is_named_in_other_modes(text):
+def test_a_batch_the_mesh_does_not_divide_is_named_in_other_modes(
+    text, tmp_path):
+  save_checkpoint(tmp_path, {"variable": []})
   with pytest.raises(ValueError, match=r"run\.batch_size .*size 3"):
-    check(text, "batch_size = 3", "run.mode = 'infer'")
+    check(text, "batch_size = 3", "run.mode = 'infer'", model_dir=tmp_path)
 
 
 def save_checkpoint(directory, shapes):

@@ -2,6 +2,7 @@
 
 import mesh_tensorflow as mtf
 import numpy as np
+import pytest
 import tensorflow.compat.v1 as tf
 from tensorflow_estimator import estimator as tf_estimator
 
@@ -76,11 +77,11 @@ def draws(seed, steps, mesh_shape="rows:1,columns:1", num_microbatches=1):
           for name in found}
 
 
-def setup_module():
+@pytest.fixture(autouse=True)
+def resource_variables():
+  """As the program has them."""
   tf.enable_resource_variables()
-
-
-def teardown_module():
+  yield
   tf.disable_resource_variables()
 
 

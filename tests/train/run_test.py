@@ -126,6 +126,11 @@ def test_a_time_limit_stops_with_a_checkpoint(directory):
     (["TextFiles.glob = 'none.txt'"], "TextFiles.glob='none.txt' matches no"),
     (["MoE2D.expert_x = 3"], "MoE2D.expert_x gives dimension 'expert_x' the"),
     (["no_such.parameter = 1"], "No configurable matching 'no_such'"),
+    (["run.train_steps 7"], "--gin_param, line 10, is no gin: Couldn't parse "
+     "statement, expected ':' or '='. It says 'run.train_steps 7'."),
+    (["run.train_steps = [1,"], "a gin file or a --gin_param ends within"),
+    (["run.mode = 'evaluate'"], "run.mode = 'evaluate' is not known."),
+    (["run.mode = 'infer'"], "--model_dir="),
 ])
 def test_a_mistake_is_one_message_and_leaves_nothing(directory, bindings, said):
   failed = run(directory, *bindings, check=False)

@@ -1,0 +1,87 @@
+"""What a mode lacks is said before anything is built."""
+
+import pytest
+import tensorflow.compat.v1 as tf
+
+from mtf_moe.train import run_mode
+from tests import gin_config
+
+# Those that work with what was trained.
+OTHERS = [mode for mode in run_mode.MODES if mode != "train"]
+PROMPTS = "continue_prompts.prompts = ['abc', 'four']"
+
+
+def check(directory, *bindings, files=()):
+  gin_config.parse(
+      ["meshes/cpu_1.gin", "data/bytes.gin", *files],
+      ["run.perplexity_eval_steps = 1", *bindings])
+  run_mode.check(str(directory))
+
+
+@pytest.fixture
+def trained(tmp_path):
+  """A directory with a checkpoint."""
+  with tf.Graph().as_default(), tf.Session() as session:
+    variable = tf.get_variable("v", [])
+    session.run(variable.initializer)
+    tf.train.Saver().save(session, str(tmp_path / "model.ckpt"), 7)
+  return tmp_path
+
+
+def test_training_needs_nothing(tmp_path):
+  check(tmp_path)
+
+
+@pytest.mark.parametrize("mode", OTHERS)
+@pytest.mark.parametrize("step", [None, -1, 7, "'all'", [5, 7]])
+def test_other_modes_need_a_checkpoint(mode, step, tmp_path, trained):
+  name = "export" if "export" in mode else "eval"
+  lines = [f"run.mode = '{mode}'", f"run.{name}_checkpoint_step = {step}"]
+  check(trained, *lines)
+  empty = tmp_path / "empty"
+  with pytest.raises(ValueError, match=(
+      f"--model_dir={empty} holds no checkpoint, and run.mode = '{mode}'")):
+    check(empty, *lines)
+
+
+def test_the_checkpoints_of_another_directory(tmp_path):
+  check(tmp_path, "run.mode = 'infer'",
+        "infer_model.checkpoint_paths = ['elsewhere/model.ckpt-7']")
+
+
+@pytest.mark.parametrize("lines, said", [
+    (["run.mode = 'evaluate'"], r"run\.mode = 'evaluate' is not known.*"
+     "'train', 'perplexity_eval', 'infer', 'eval', 'score_eval'"),
+    (["run.mode = 'infer'", "run.sequence_length = None"],
+     "run.sequence_length = None, and run.mode = 'infer' needs one"),
+])
+def test_mistakes(lines, said, trained):
+  with pytest.raises(ValueError, match=said):
+    check(trained, *lines)
+
+
+@pytest.mark.parametrize("lines, said", [
+    ([], r"continue_prompts\.prompts = None has no prompt"),
+    (["continue_prompts.prompts = []"], r"prompts = \[\] has no prompt"),
+    (["continue_prompts.prompts = 'none.txt'"], "'none.txt' is no file"),
+    ([PROMPTS, "sequence_length = 3"],
+     r"number 2, 'four', has 4 tokens, .*sequence_length is 3\..* 4 or more"),
+    ([PROMPTS, "run.sequence_length = {'inputs': 3, 'targets': 9}"],
+     r"number 2, .*run\.sequence_length is 3"),
+    # An encoder's inputs end with an end of document.
+    ([PROMPTS, "sequence_length = 4", "run.model_type = 'bitransformer'"],
+     "number 2, 'four', has 5 tokens"),
+])
+def test_prompts_that_do_not_fit(lines, said, trained):
+  lines = ["run.model_type = 'lm'", *lines]
+  with pytest.raises(ValueError, match=said):
+    check(trained, *lines, files=["runs/sample.gin"])
+
+
+def test_prompts_that_fit(trained):
+  check(trained, PROMPTS, "sequence_length = 4", "run.model_type = 'lm'",
+        files=["runs/sample.gin"])
+  (trained / "prompts.txt").write_text("four\nabc \n")
+  check(trained, f"continue_prompts.prompts = '{trained}/prompts.txt'",
+        "sequence_length = 4", "run.model_type = 'lm'",
+        files=["runs/sample.gin"])
