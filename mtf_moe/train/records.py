@@ -1,17 +1,18 @@
 """What was recorded of the mixtures, read by tag: no TensorFlow here.
 
-A tag is moe/<layer>/<level>/<metric>; see `mtf_moe.monitoring`.
+A tag is moe/<layer>/<level>/<metric>; see `mtf_moe.monitoring`. Others, which
+layers of one's own may have recorded, are left alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import re
 
 from mtf_moe import monitoring
 
 _TAG = re.compile(
-    r"moe/(?:transformer/)?(?P<layer>.*?)(?:/MoE2D)?/(?P<level>outer|inner)/"
-    r"(?P<metric>.*)")
+    r"moe/(?:transformer/)?(?P<layer>.+?)(?:/MoE2D)?/(?P<level>outer|inner)/"
+    r"(?P<metric>.+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +29,15 @@ class Tag:
   level: str
   metric: str
 
-  @classmethod
-  def of(cls, tag: str) -> "Tag":
-    return cls(**_TAG.fullmatch(tag).groupdict())
-
   @property
   def place(self):
     return f"{self.layer} {self.level}"
+
+
+def parse(tags: Iterable[str]) -> dict[str, Tag]:
+  """The parts of each tag that is of a mixture, in the same order."""
+  found = ((tag, _TAG.fullmatch(tag)) for tag in tags)
+  return {tag: Tag(**match.groupdict()) for tag, match in found if match}
 
 
 def busiest(records: Mapping[str, float]) -> tuple[float, str] | None:
@@ -47,8 +50,8 @@ def busiest(records: Mapping[str, float]) -> tuple[float, str] | None:
     how many tokens the busiest expert of any level has, relative to an even
     share, and its layer and level; None where nothing was recorded.
   """
-  loads = [(value, Tag.of(tag).place) for tag, value in records.items()
-           if tag.endswith(monitoring.MAX_LOAD)]
+  loads = [(records[name], tag.place) for name, tag in parse(records).items()
+           if tag.metric == monitoring.MAX_LOAD]
   return max(loads, default=None)
 
 
@@ -65,22 +68,20 @@ def relative_loads(
     name.
   """
   loads = {}
-  for tag, value in records.items():
-    tag = Tag.of(tag)
+  for name, tag in parse(records).items():
     if tag.metric.startswith("load/expert_"):
-      loads.setdefault(tag.place, {})[tag.metric.rpartition("expert_")[2]] = (
-          value)
-  relative = {(place, name): share * len(shares)
+      expert = tag.metric.removeprefix("load/expert_")
+      loads.setdefault(tag.place, {})[expert] = records[name]
+  relative = {(place, expert): share * len(shares)
               for place, shares in loads.items()
-              for name, share in shares.items()}
-  for tag, value in records.items():
-    tag = Tag.of(tag)
+              for expert, share in shares.items()}
+  for name, tag in parse(records).items():
     if tag.metric == monitoring.MIN_LOAD and tag.place not in loads:
-      relative[tag.place, ""] = value
+      relative[tag.place, ""] = records[name]
   return relative
 
 
-def vital_signs(tags) -> list[str]:
+def vital_signs(tags: Iterable[str]) -> list[str]:
   """The tags to look at in every step, in the order of the forward pass.
 
   Args:
@@ -90,16 +91,15 @@ def vital_signs(tags) -> list[str]:
   order = [("outer", monitoring.NOT_FINITE), ("outer", monitoring.ENTROPY),
            ("inner", monitoring.ENTROPY), ("outer", monitoring.OUTPUTS)]
   layers = {}
-  for tag in tags:
-    parts = Tag.of(tag)
-    layers.setdefault(parts.layer, {})[parts.level, parts.metric] = tag
+  for name, tag in parse(tags).items():
+    layers.setdefault(tag.layer, {})[tag.level, tag.metric] = name
   return [layer[sign] for layer in layers.values() for sign in order
           if sign in layer]
 
 
 def meaning(vital_sign: str) -> str:
   """What it means that a vital sign is not what it should be."""
-  tag = Tag.of(vital_sign)
+  tag, = parse([vital_sign]).values()
   return {
       monitoring.NOT_FINITE:
           f"what entered the mixture of {tag.layer}, from the layers before it",
