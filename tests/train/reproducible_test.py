@@ -58,11 +58,13 @@ def draws(seed, steps, mesh_shape="rows:1,columns:1", num_microbatches=1):
               mesh_shape).size)})
       found.update({name: lowering.export_to_tf_tensor(tensor)
                     for name, tensor in outputs.items()})
-      read = tf.identity(step)
+      # So late that nothing but an order keeps it before the increment.
+      with tf.control_dependencies([_slow()]):
+        read = step.read_value()
       found["step"] = read
       return tf_estimator.EstimatorSpec(
           "train", loss=found["loss"],
-          train_op=tf.group([tf.group(read), tf.assign_add(step, 1)]))
+          train_op=tf.group([tf.group(found["loss"]), tf.assign_add(step, 1)]))
 
     spec = reproducible.reproducible(model_fn, seed)({}, None, "train", None)
     found["step_after"] = reproducible.step_after()
@@ -75,6 +77,14 @@ def draws(seed, steps, mesh_shape="rows:1,columns:1", num_microbatches=1):
         assert session.run(step) == number + 1
   return {name: np.stack([result[name] for result in results])
           for name in found}
+
+
+def _slow():
+  """A tensor that takes some milliseconds."""
+  matrix = tf.random.uniform([600, 600])
+  for _ in range(4):
+    matrix = tf.matmul(matrix, matrix)
+  return matrix
 
 
 @pytest.fixture(autouse=True)
