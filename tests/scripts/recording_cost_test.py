@@ -18,7 +18,7 @@ def test_runs():
       capture_output=True, text=True, check=True)
   lines = result.stdout.splitlines()
   assert len(lines) == 6
-  assert re.search(r"^training step +[\d.]+ \(.*\) +1\.000 \(1\.000 to 1\.000\)",
-                   lines[2])
+  assert re.search(
+      r"^training step +[\d.]+ \(.*\) +1\.000 \(1\.000 to 1\.000\)", lines[2])
   assert lines[3].startswith("with vital signs")
   assert re.search(r"each 100 steps +\d\.\d{3} \(", lines[5])
