@@ -116,7 +116,9 @@ MUTATIONS = [
     Mutation(10, "inclusive count", ROUTING, "exclusive=True",
              "exclusive=False", BY_HAND),
     Mutation(10, "second choices not behind the first", ROUTING,
-             "filled[..., tf.newaxis] + tf.cumsum", "tf.cumsum", BY_HAND),
+             "tf.cumsum(mask, axis=-1, exclusive=True)",
+             "tf.concat([tf.cumsum(of_one, axis=-1, exclusive=True)\n"
+             "       for of_one in tf.split(mask, k, axis=-1)], -1)", BY_HAND),
     Mutation(11, "one slot too many", ROUTING, "position < capacity",
              "position <= capacity", BY_HAND),
     Mutation(11, "the first weight takes the rest", TOP_2,

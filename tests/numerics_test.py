@@ -22,11 +22,11 @@ HPARAMS = dict(
 
 
 def run(inputs, nonpadding, function=mtf_moe.transformer_moe_layer_v2,
-        weights=harness.random_weights):
+        weights=harness.random_weights, **hparams):
   """Runs a layer in training; groups are sequences, at both levels."""
   def layer(tensors):
     return function(
-        tensors["inputs"], DEPTH, moe.HParams(**HPARAMS), True,
+        tensors["inputs"], DEPTH, moe.HParams(**HPARAMS, **hparams), True,
         harness.variable_dtype(), layout="", mesh_shape="",
         nonpadding=tensors["nonpadding"], num_microbatches=1)
 
@@ -76,6 +76,22 @@ def test_a_nan_in_the_reference_reaches_its_whole_groups():
   assert np.isfinite(result.output[1 - BAD[0]]).all()
   assert np.isnan(result.loss)
   assert all(np.isnan(g).any() for g in result.gradients.values())
+
+
+@pytest.mark.parametrize("dispatch", ["einsum", "index"])
+@pytest.mark.parametrize("level", ["outer", "inner"])
+def test_a_router_that_diverged(level, dispatch):
+  """Training sees a loss of NaN, and no error from a token without a slot."""
+  def weights(name, shape):
+    values = harness.random_weights(name, shape)
+    if name.startswith(level):
+      values[..., -1] = np.nan
+    return values
+
+  inputs = some_inputs()
+  result = run(inputs, np.ones(inputs.shape[:-1]), weights=weights,
+               moe_dispatch=dispatch)
+  assert np.isnan(result.loss)
 
 
 def test_large_logits():
