@@ -56,8 +56,8 @@ MUTATIONS = [
              "inputs.dtype))", ORACLE),
     Mutation(1, "a bias", ROUTER, "use_bias=False", "use_bias=True", ORACLE),
     Mutation(2, "ties to the highest index", TOP_2,
-             "mtf.top_1(gates, experts_dim)",
-             "mtf.top_1(gates + 1e-6 * mtf.range(gates.mesh, experts_dim, "
+             "router.top_1(gates, experts_dim)",
+             "router.top_1(gates + 1e-6 * mtf.range(gates.mesh, experts_dim, "
              "gates.dtype), experts_dim)", BY_HAND),
     Mutation(2, "no gradient through the first gate", TOP_2,
              "  gates_left = gates * (1.0 - mask_1)",
