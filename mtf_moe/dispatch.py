@@ -81,27 +81,27 @@ class IndexDispatcher:
   """
 
   def __init__(self, routed: routing.Routing, dtype):
-    """Numbers the slots.
+    """Finds the choice in each slot.
 
     Args:
       routed: where every token goes.
       dtype: a tf.DType, that of the tokens.
     """
-    weights = [mtf.cast(choice.weight, dtype) for choice in routed.choices]
     # A weight that is zero in this type keeps its slot, but nothing is sent.
-    # One that is NaN has no slot of its own; it makes its token's result NaN.
-    used = [mtf.greater(mtf.abs(weight), 0) for weight in weights]
+    self._weights = mtf.cast(mtf.stack(
+        [choice.weight for choice in routed.choices], "choices"),
+        dtype)  # [k, <batch dims>, s]
     self._table = slots.SlotTable.of(
         [choice.expert for choice in routed.choices],
-        [choice.position for choice in routed.choices], used,
+        [choice.position for choice in routed.choices], self._weights,
         routed.experts_dim, routed.capacity_dim)
-    self._weights = mtf.stack(weights, "choices")  # [k, <batch dims>, s]
 
   def dispatch(self, tokens):
     return slots.fill_slots(self._table, tokens)
 
   def combine(self, expert_outputs):
-    return slots.sum_of_slots(self._table, expert_outputs, self._weights)
+    return slots.sum_of_slots(
+        self._table, expert_outputs, self.slot_weights())
 
   def slot_weights(self):
     return slots.weights_in_slots(self._table, self._weights)

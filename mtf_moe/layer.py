@@ -225,7 +225,8 @@ def _zero_unless(finite, tokens):
     return [_zero_unless(finite, grad), None]
 
   return mtf.slicewise(
-      lambda x, finite: tf.math.multiply_no_nan(x, finite[..., tf.newaxis]),
+      lambda x, finite: tf.where_v2(
+          finite[..., tf.newaxis] > 0, x, tf.zeros([], x.dtype)),
       [tokens, finite], splittable_dims=tokens.shape.dims,
       grad_function=gradient, name="zero_unless_finite")
 

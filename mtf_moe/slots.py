@@ -14,74 +14,74 @@ import dataclasses
 import math
 
 import mesh_tensorflow as mtf
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 
 @dataclasses.dataclass(frozen=True)
 class SlotTable:
-  """Which token is in which slot, seen from both sides.
+  """Which token is in which slot.
 
   Numbers count within a slice of the mesh; -1 stands for none. No gradient
   flows through.
 
   Attributes:
-    slots: int32 [k, <batch dims>, s], the slot of each choice, as a number in
-      the flattened [x, <batch dims>, c].
-    sources: int32 [x, <batch dims>, c], the choice in each slot, as a number in
+    choices: int32 [x, <batch dims>, c], the choice in each slot, as a number in
       the flattened [k, <batch dims>, s].
+    tokens: int32 [x, <batch dims>, c], the token of that choice, as a number in
+      the flattened [<batch dims>, s].
+    group_dim: the Dimension s.
   """
 
-  slots: mtf.Tensor
-  sources: mtf.Tensor
+  choices: mtf.Tensor
+  tokens: mtf.Tensor
+  group_dim: mtf.Dimension
 
   @property
   def batch_dims(self) -> list[mtf.Dimension]:
-    return self.slots.shape.dims[1:-1]
+    return self.tokens.shape.dims[1:-1]
 
   @classmethod
   def of(cls, experts: Sequence[mtf.Tensor], positions: Sequence[mtf.Tensor],
-         used: Sequence[mtf.Tensor], experts_dim, capacity_dim) -> "SlotTable":
-    """Numbers the slots that choices occupy.
+         weights: mtf.Tensor, experts_dim, capacity_dim) -> "SlotTable":
+    """Finds the choice in each slot.
 
     Args:
       experts: k times int32 [<batch dims>, s], the chosen experts.
       positions: k times int32 [<batch dims>, s], the slots in their buffers.
-      used: k times bool [<batch dims>, s]. No two choices that are used have
-        the same slot.
+      weights: a Tensor [k, <batch dims>, s], 0 where a choice is not used. No
+        two choices that are used have the same slot.
       experts_dim: the Dimension x.
       capacity_dim: the Dimension c.
 
     Returns:
       a SlotTable
     """
-    *batch_dims, group_dim = experts[0].shape.dims
-    k = mtf.Dimension("choices", len(experts))
+    k, *batch_dims, group_dim = weights.shape.dims
 
-    def number(*choices):
-      experts, positions, used = (
-          tf.stack(choices[i:i + k.size])  # [k, <batch>, s]
-          for i in range(0, len(choices), k.size))
-      batch = experts.shape.as_list()[1:-1]
-      num_groups = math.prod(batch)
-      group = tf.reshape(tf.range(num_groups), batch + [1])
-      slots = (experts * num_groups + group) * capacity_dim.size + positions
-      num_slots = experts_dim.size * num_groups * capacity_dim.size
-      # Choices without a slot go to one more, behind the others.
-      targets = tf.where(used, slots, tf.fill(slots.shape, num_slots))
-      num_choices = slots.shape.num_elements()
-      sources = tf.scatter_nd(
-          tf.reshape(targets, [-1, 1]), tf.range(1, num_choices + 1),
-          [num_slots + 1])[:-1] - 1
-      sources = tf.reshape(
-          sources, [experts_dim.size, *batch, capacity_dim.size])
-      return tf.where(used, slots, tf.fill(slots.shape, -1)), sources
+    def occupants(weights, *choices):
+      experts, positions = (
+          tf.stack(choices[i:i + k.size]) for i in (0, k.size))
+      batch = weights.shape.as_list()[1:-1]
+      num_groups, capacity = math.prod(batch), capacity_dim.size
+      first_slot = np.arange(num_groups, dtype=np.int32) * capacity
+      slots = (experts * (num_groups * capacity) + positions
+               + first_slot.reshape([*batch, 1]))  # [k, <batch>, s]
+      numbers = _sums(
+          tf.reshape(tf.range(1, slots.shape.num_elements() + 1), slots.shape),
+          tf.where(tf.not_equal(weights, 0), slots, tf.fill(slots.shape, -1)),
+          [experts_dim.size, *batch, capacity]) - 1  # Of one number, or none.
+      num_tokens = num_groups * group_dim.size
+      tokens = tf.where(
+          numbers >= 0, numbers % num_tokens, tf.fill(numbers.shape, -1))
+      return numbers, tokens
 
+    in_slots = mtf.Shape([experts_dim, *batch_dims, capacity_dim])
     return cls(*mtf.slicewise(
-        number, [*experts, *positions, *used],
-        output_shape=[mtf.Shape([k, *batch_dims, group_dim]),
-                      mtf.Shape([experts_dim, *batch_dims, capacity_dim])],
-        output_dtype=[tf.int32, tf.int32], splittable_dims=batch_dims,
-        grad_function=0, name="slot_table"))
+        occupants, [weights, *experts, *positions],
+        output_shape=[in_slots, in_slots], output_dtype=[tf.int32, tf.int32],
+        splittable_dims=batch_dims, grad_function=0, name="slot_table"),
+               group_dim)
 
 
 def fill_slots(table: SlotTable, tokens: mtf.Tensor) -> mtf.Tensor:
@@ -96,14 +96,15 @@ def fill_slots(table: SlotTable, tokens: mtf.Tensor) -> mtf.Tensor:
   """
   depth = tokens.shape.dims[-1]
 
-  def fill(tokens, sources):
-    filled = tf.cast(sources >= 0, tokens.dtype)
-    num_tokens = math.prod(tokens.shape.as_list()[:-1])
-    return _rows(tokens, sources % num_tokens) * filled[..., tf.newaxis]
+  def fill(rows, numbers):
+    filled = tf.cast(numbers >= 0, rows.dtype)
+    # Some devices raise an error where a number is out of range.
+    return tf.gather(
+        tf.reshape(rows, [-1, rows.shape.as_list()[-1]]),
+        tf.maximum(numbers, 0)) * filled[..., tf.newaxis]
 
   return mtf.slicewise(
-      fill, [tokens, table.sources],
-      output_shape=table.sources.shape + depth,
+      fill, [tokens, table.tokens], output_shape=table.tokens.shape + depth,
       splittable_dims=table.batch_dims + [depth],
       grad_function=lambda op, grad: [sum_of_slots(table, grad), None],
       name="fill_slots")
@@ -116,36 +117,33 @@ def sum_of_slots(table: SlotTable, rows: mtf.Tensor,
   Args:
     table: a `SlotTable`.
     rows: a Tensor [x, <batch dims>, c, m].
-    weights: a Tensor [k, <batch dims>, s] of the same type, or None for ones.
+    weights: a Tensor [x, <batch dims>, c] of the same type, or None for ones.
 
   Returns:
     a Tensor of that type, [<batch dims>, s, m]
   """
   depth = rows.shape.dims[-1]
 
-  def add_up(rows, slots, weights=None):
-    used = tf.cast(slots >= 0, tf.float32)
+  def add_up(rows, numbers, weights=None):
+    weighted = tf.cast(rows, tf.float32)
     if weights is not None:
-      used *= tf.cast(weights, tf.float32)
-    weighted = [
-        tf.cast(_rows(rows, slot), tf.float32) * weight[..., tf.newaxis]
-        for slot, weight in zip(tf.unstack(slots), tf.unstack(used))]
-    return tf.cast(tf.add_n(weighted), rows.dtype)
+      weighted *= tf.cast(weights, tf.float32)[..., tf.newaxis]
+    batch = numbers.shape.as_list()[1:-1]
+    return tf.cast(
+        _sums(weighted, numbers, [*batch, table.group_dim.size]), rows.dtype)
 
   def gradient(op, grad):
     del op
-    if weights is None:
-      return [fill_slots(table, grad), None]
     at_slots = fill_slots(table, grad)  # [x, <batch dims>, c, m]
+    if weights is None:
+      return [at_slots, None]
     products = mtf.reduce_sum(
         mtf.to_float(rows) * mtf.to_float(at_slots), reduced_dim=depth)
-    return [at_slots * weights_in_slots(table, weights), None,
-            mtf.cast(_numbers(table, products, table.slots), weights.dtype)]
+    return [at_slots * weights, None, mtf.cast(products, weights.dtype)]
 
-  inputs = [rows, table.slots] + ([] if weights is None else [weights])
   return mtf.slicewise(
-      add_up, inputs,
-      output_shape=mtf.Shape(table.slots.shape.dims[1:] + [depth]),
+      add_up, [rows, table.tokens] + ([] if weights is None else [weights]),
+      output_shape=mtf.Shape([*table.batch_dims, table.group_dim, depth]),
       output_dtype=rows.dtype, splittable_dims=table.batch_dims + [depth],
       grad_function=gradient, name="sum_of_slots")
 
@@ -158,25 +156,41 @@ def weights_in_slots(table: SlotTable, weights: mtf.Tensor) -> mtf.Tensor:
     weights: a Tensor [k, <batch dims>, s].
 
   Returns:
-    a Tensor [x, <batch dims>, c]. No gradient flows through it.
+    a Tensor [x, <batch dims>, c]
   """
-  return _numbers(table, weights, table.sources)
+  def take(weights, numbers):
+    taken = tf.gather(tf.reshape(weights, [-1]), tf.maximum(numbers, 0))
+    return tf.where(numbers >= 0, taken, tf.zeros_like(taken))
 
+  def gradient(op, grad):
+    del op
 
-def _numbers(table, values, indices):
-  """Elements by their number, and 0 for the number -1; without a gradient."""
-  def take(values, indices):
-    taken = tf.gather(tf.reshape(values, [-1]), tf.maximum(indices, 0))
-    return tf.where(indices >= 0, taken, tf.zeros_like(taken))
+    def put_back(grad, numbers):
+      batch = numbers.shape.as_list()[1:-1]
+      return _sums(grad, numbers, [
+          weights.shape.dims[0].size, *batch, table.group_dim.size])
+
+    return [mtf.slicewise(
+        put_back, [grad, table.choices], output_shape=weights.shape,
+        splittable_dims=table.batch_dims, grad_function=0), None]
 
   return mtf.slicewise(
-      take, [values, indices], output_shape=indices.shape,
-      output_dtype=values.dtype, splittable_dims=table.batch_dims,
-      grad_function=0, name="take")
+      take, [weights, table.choices], output_shape=table.choices.shape,
+      output_dtype=weights.dtype, splittable_dims=table.batch_dims,
+      grad_function=gradient, name="weights_in_slots")
 
 
-def _rows(rows, numbers):
-  """Rows of a tf.Tensor [..., m] by their number, and any row for -1."""
-  depth = rows.shape.as_list()[-1]
-  # Some devices raise an error where a number is out of range.
-  return tf.gather(tf.reshape(rows, [-1, depth]), tf.maximum(numbers, 0))
+def _sums(rows, numbers, shape):
+  """Adds up rows that have the same number.
+
+  Args:
+    rows: a tf.Tensor [..., <dims of a row>].
+    numbers: int32 [...], where the sum belongs, as a number in the flattened
+      result; rows of the number -1 are left out.
+    shape: a list of integers, that of the result without the dims of a row.
+
+  Returns:
+    a tf.Tensor [<shape>, <dims of a row>], zero where there is no row
+  """
+  sums = tf.math.unsorted_segment_sum(rows, numbers, math.prod(shape))
+  return tf.reshape(sums, [*shape, *sums.shape.as_list()[1:]])

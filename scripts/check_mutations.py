@@ -56,8 +56,8 @@ MUTATIONS = [
              "inputs.dtype))", ORACLE),
     Mutation(1, "a bias", ROUTER, "use_bias=False", "use_bias=True", ORACLE),
     Mutation(2, "ties to the highest index", TOP_2,
-             "mtf.top_1(gates, experts_dim)",
-             "mtf.top_1(gates + 1e-6 * mtf.range(gates.mesh, experts_dim, "
+             "router.top_1(gates, experts_dim)",
+             "router.top_1(gates + 1e-6 * mtf.range(gates.mesh, experts_dim, "
              "gates.dtype), experts_dim)", BY_HAND),
     Mutation(2, "no gradient through the first gate", TOP_2,
              "  gates_left = gates * (1.0 - mask_1)",
@@ -116,7 +116,9 @@ MUTATIONS = [
     Mutation(10, "inclusive count", ROUTING, "exclusive=True",
              "exclusive=False", BY_HAND),
     Mutation(10, "second choices not behind the first", ROUTING,
-             "filled[..., tf.newaxis] + tf.cumsum", "tf.cumsum", BY_HAND),
+             "tf.cumsum(mask, axis=-1, exclusive=True)",
+             "tf.concat([tf.cumsum(of_one, axis=-1, exclusive=True)\n"
+             "       for of_one in tf.split(mask, k, axis=-1)], -1)", BY_HAND),
     Mutation(11, "one slot too many", ROUTING, "position < capacity",
              "position <= capacity", BY_HAND),
     Mutation(11, "the first weight takes the rest", TOP_2,

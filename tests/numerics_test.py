@@ -80,16 +80,18 @@ def test_a_nan_in_the_reference_reaches_its_whole_groups():
 
 @pytest.mark.parametrize("dispatch", ["einsum", "index"])
 @pytest.mark.parametrize("level", ["outer", "inner"])
-def test_a_router_that_is_not_finite_gives_nan_and_no_error(level, dispatch):
-  """So that who watches the loss can say what was wrong."""
+def test_a_router_that_diverged(level, dispatch):
+  """Training sees a loss of NaN, and no error from a token without a slot."""
   def weights(name, shape):
     values = harness.random_weights(name, shape)
-    return values * np.nan if f"{level}_gating" in name else values
+    if name.startswith(level):
+      values[..., -1] = np.nan
+    return values
 
   inputs = some_inputs()
   result = run(inputs, np.ones(inputs.shape[:-1]), weights=weights,
                moe_dispatch=dispatch)
-  assert np.isnan(result.output).all() and np.isnan(result.loss)
+  assert np.isnan(result.loss)
 
 
 def test_large_logits():

@@ -35,7 +35,7 @@ def some_choices():
 EXPERT, POSITION, USED = some_choices()
 TOKENS = RNG.normal(size=(A, G, S, M))
 ROWS = RNG.normal(size=(X, A, G, C, M))
-WEIGHTS = RNG.normal(size=(K, A, G, S))
+WEIGHTS = RNG.normal(size=(K, A, G, S)) * USED
 TO_SLOTS = RNG.normal(size=(X, A, G, C, M))  # The gradients that come back.
 TO_TOKENS = RNG.normal(size=(A, G, S, M))
 
@@ -75,23 +75,21 @@ def test_against_loops(mesh, layout):
       "to_slots": (TO_SLOTS, [EXPERTS, *BATCH, CAPACITY, DEPTH]),
       "to_tokens": (TO_TOKENS, [*BATCH, GROUP, DEPTH]),
       "expert": (EXPERT, [CHOICES, *BATCH, GROUP]),
-      "position": (POSITION, [CHOICES, *BATCH, GROUP]),
-      "used": (USED, [CHOICES, *BATCH, GROUP])}
+      "position": (POSITION, [CHOICES, *BATCH, GROUP])}
 
   def build(t):
-    def choices(name, dtype):
-      return [mtf.cast(one, dtype) for one in mtf.unstack(t[name], CHOICES)]
+    def choices(name):
+      return [mtf.cast(one, tf.int32) for one in mtf.unstack(t[name], CHOICES)]
 
     table = slots.SlotTable.of(
-        choices("expert", tf.int32), choices("position", tf.int32),
-        choices("used", tf.bool), EXPERTS, CAPACITY)
+        choices("expert"), choices("position"), t["weights"], EXPERTS, CAPACITY)
     filled = slots.fill_slots(table, t["tokens"])
-    total = slots.sum_of_slots(table, t["rows"], t["weights"])
+    weights = slots.weights_in_slots(table, t["weights"])
+    total = slots.sum_of_slots(table, t["rows"], weights)
     gradients = mtf.gradients(
         [filled, total], [t["tokens"], t["rows"], t["weights"]],
         [t["to_slots"], t["to_tokens"]])
-    return [filled, slots.weights_in_slots(table, t["weights"]), total,
-            *gradients]
+    return [filled, weights, total, *gradients]
 
   actual = harness.evaluate(build, arrays, None, impl)
   for a, b in zip(actual, expected(), strict=True):
@@ -103,7 +101,5 @@ def test_no_gradient_leads_through_the_table():
   weights = mtf.ones(
       mtf.Mesh(graph, "mesh"), mtf.Shape([CHOICES, *BATCH, GROUP]))
   zeros = [mtf.cast(one, tf.int32) for one in mtf.unstack(weights, CHOICES)]
-  used = [mtf.greater(one, 0.0) for one in mtf.unstack(weights, CHOICES)]
-  table = slots.SlotTable.of(zeros, zeros, used, EXPERTS, CAPACITY)
-  assert not table.slots.operation.has_gradient
-  assert not slots.weights_in_slots(table, weights).operation.has_gradient
+  table = slots.SlotTable.of(zeros, zeros, weights, EXPERTS, CAPACITY)
+  assert not table.choices.operation.has_gradient

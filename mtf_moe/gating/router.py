@@ -5,6 +5,8 @@ dimensions.
 """
 
 import mesh_tensorflow as mtf
+import numpy as np
+import tensorflow.compat.v1 as tf
 
 from mtf_moe.gating import losses
 from mtf_moe.gating import word_embeddings
@@ -35,6 +37,41 @@ def logits(inputs, outer_expert_dims, experts_dim, hparams, variable_dtype,
       gate_inputs, experts_dim, reduced_dims=gate_inputs.shape.dims[-1:],
       expert_dims=outer_expert_dims, use_bias=False,
       variable_dtype=variable_dtype, name=name)
+
+
+def top_1(gates, experts_dim):
+  """mtf.top_1: a token's largest gate and its expert, the first of equal ones.
+
+  Args:
+    gates: float32 [..., s, x], none of them negative.
+    experts_dim: the Dimension x.
+
+  Returns:
+    float32 [..., s], and int32 [..., s]
+  """
+  token_dims = gates.shape.dims[:-1]
+  # Falls from one expert to the next, so that the first has the most.
+  rank = np.arange(experts_dim.size, 0, -1, dtype=np.int32)[:, np.newaxis]
+
+  def largest(gates):
+    # Tokens come last, so that maxima are taken of whole rows at a time; and as
+    # the bits of positive numbers are ordered as they are, they are integers,
+    # which a CPU transposes and compares at less cost.
+    *others, s, x = range(gates.shape.ndims)
+    bits = tf.transpose(tf.bitcast(gates, tf.int32), [*others, x, s])
+    most = tf.reduce_max(bits, -2, keepdims=True)
+    ranks = tf.reduce_max(tf.cast(tf.equal(bits, most), tf.int32) * rank, -2)
+    return (tf.bitcast(tf.squeeze(most, -2), tf.float32),
+            experts_dim.size - ranks)
+
+  def gradient(op, grad, _):
+    return [grad * mtf.one_hot(
+        op.outputs[1], experts_dim, dtype=gates.dtype)]
+
+  return mtf.slicewise(
+      largest, [gates], output_shape=[mtf.Shape(token_dims)] * 2,
+      output_dtype=[gates.dtype, tf.int32], splittable_dims=token_dims,
+      grad_function=gradient, name="top_1")
 
 
 def auxiliary_losses(

@@ -118,46 +118,62 @@ def fill_buffers(
   tokens = experts[0].shape  # [<batch dims>, s]
   batch_dims = tokens.dims[:-1]
   per_expert = mtf.Shape(batch_dims + [experts_dim])
-  choices = []
-  filled = mtf.zeros(
-      experts[0].mesh, per_expert, tf.int32)  # Slots of earlier choices.
-  for expert, gate, wants in zip(experts, gates, wanted):
-    position, kept, demand, load = mtf.slicewise(
-        functools.partial(_fill, experts_dim.size, capacity_dim.size),
-        [expert, wants, filled],
-        output_shape=[tokens, tokens, per_expert, per_expert],
-        output_dtype=[tf.int32, tf.float32, tf.int32, tf.int32],
-        splittable_dims=batch_dims, grad_function=0, name="fill_buffers")
-    choices.append(Choice(
-        expert=expert, position=position, weight=gate * kept,
-        demand=mtf.to_float(demand), load=mtf.to_float(load)))
-    filled += load
-  return tuple(choices)
+  k = len(experts)
+  filled = mtf.slicewise(
+      functools.partial(_fill, experts_dim.size, capacity_dim.size),
+      [*experts, *wanted],
+      output_shape=[tokens] * 2 * k + [per_expert] * 2 * k,
+      output_dtype=[tf.int32] * k + [tf.float32] * 3 * k,
+      splittable_dims=batch_dims, grad_function=0, name="fill_buffers")
+  return tuple(
+      Choice(expert=expert, position=position, demand=demand, load=load,
+             weight=_weight_if_kept(gate, kept))
+      for expert, gate, position, kept, demand, load in zip(
+          experts, gates, *(filled[i:i + k] for i in range(0, 4 * k, k))))
 
 
-def _fill(num_experts, capacity, expert, wants, filled):
-  """Fills the buffers with one choice of every token.
+def _weight_if_kept(gate, kept):
+  """The gate where `kept` is one; zero elsewhere, even if the gate is NaN.
+
+  Then what has a weight has a slot of its own, also in a router that diverged.
+  """
+  return mtf.cwise(
+      tf.math.multiply_no_nan, [gate, kept],
+      grad_function=lambda op, grad: [grad * kept, None], name="weight_if_kept")
+
+
+def _fill(num_experts, capacity, *choices):
+  """Fills the buffers.
 
   Args:
     num_experts: an integer, x.
     capacity: an integer, c.
-    expert: int32 [<batch>, s].
-    wants: float32 [<batch>, s].
-    filled: int32 [<batch>, x], slots that are taken before.
+    *choices: k times `expert`, int32 [<batch>, s], then k times `wants`,
+      float32 [<batch>, s].
 
   Returns:
+    k times each of these, one after the other:
     position: int32 [<batch>, s], counted from the first slot of the buffer.
     kept: float32 [<batch>, s], one where the choice is wanted and fits.
-    demand: int32 [<batch>, x], how many tokens want each expert.
-    load: int32 [<batch>, x], how many of them get a slot.
+    demand: float32 [<batch>, x], how many tokens want each expert.
+    load: float32 [<batch>, x], how many of them get a slot.
   """
-  # Tokens come last, so that the sum runs along contiguous memory.
+  k = len(choices) // 2
+  # All first choices, then all second ones: the order in which slots go.
+  experts, wants = (tf.concat(choices[i:i + k], -1) for i in (0, k))
+  wanted = wants > 0  # [<batch>, ks]
+  # Tokens come last, so that sums run along contiguous memory.
   mask = tf.one_hot(
-      tf.where(wants > 0, expert, tf.fill(expert.shape, -1)), num_experts,
-      axis=expert.shape.ndims - 1, dtype=tf.int32)  # [<batch>, x, s]
-  position = filled[..., tf.newaxis] + tf.cumsum(mask, axis=-1, exclusive=True)
-  kept = mask * tf.cast(position < capacity, tf.int32)
-  return (tf.reduce_sum(position * mask, axis=-2),
-          tf.cast(tf.reduce_sum(kept, axis=-2), tf.float32),
-          tf.reduce_sum(mask, axis=-1),
-          tf.reduce_sum(kept, axis=-1))
+      tf.where(wanted, experts, tf.fill(experts.shape, -1)), num_experts,
+      axis=experts.shape.ndims - 1, dtype=tf.int32)  # [<batch>, x, ks]
+  position = tf.reduce_sum(
+      tf.cumsum(mask, axis=-1, exclusive=True) * mask, axis=-2)  # [<batch>, ks]
+  kept = tf.logical_and(wanted, position < capacity)
+
+  def counts(mask):
+    return [tf.cast(tf.reduce_sum(of_one, axis=-1), tf.float32)
+            for of_one in tf.split(mask, k, axis=-1)]
+
+  return (*tf.split(position, k, axis=-1),
+          *tf.split(tf.cast(kept, tf.float32), k, axis=-1), *counts(mask),
+          *counts(mask * tf.cast(kept, tf.int32)[..., tf.newaxis, :]))

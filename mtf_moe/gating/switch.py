@@ -32,7 +32,7 @@ def route(
       token_embeddings)  # [..., s, x]
   gates = mtf.softmax(logits, experts_dim)
 
-  gate, expert = mtf.top_1(gates, experts_dim)  # [..., s]
+  gate, expert = router.top_1(gates, experts_dim)  # [..., s]
   mask = mtf.one_hot(expert, experts_dim, dtype=gates.dtype)  # [..., s, x]
   wanted = mtf.ones_like(gate)  # [..., s]
   if importance is not None:

@@ -79,7 +79,7 @@ def route(
       token_embeddings)  # [..., s, x]
   gates = mtf.softmax(logits, experts_dim)
 
-  gate_1, expert_1 = mtf.top_1(gates, experts_dim)  # [..., s]
+  gate_1, expert_1 = router.top_1(gates, experts_dim)  # [..., s]
   mask_1 = mtf.one_hot(expert_1, experts_dim, dtype=gates.dtype)  # [..., s, x]
   wanted_1 = wanted_2 = mtf.ones_like(gate_1)  # [..., s]
   first_gates = gates
@@ -92,7 +92,7 @@ def route(
         mask_1 * wanted_1, gate_1 * wanted_1, gates * wanted_1)
 
   gates_left = gates * (1.0 - mask_1)  # [..., s, x]
-  gate_2, expert_2 = mtf.top_1(gates_left, experts_dim)
+  gate_2, expert_2 = router.top_1(gates_left, experts_dim)
 
   balance_loss = losses.balance_loss(
       mask_1, first_gates, group_dim, experts_dim)
