@@ -11,6 +11,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import mtf_moe
+from mtf_moe import monitoring
 from tests import harness
 from tests.oracle import comparison
 from tests.oracle import strategies
@@ -160,4 +161,7 @@ def test_same_summaries():
   einsum, index = harness.evaluate(
       build, comparison.arrays(case),
       lambda name, shape: case.weights(name.partition("/")[2], shape))
+  # The layer's results are equal to 2e-6, all that is counted to the last bit.
+  rms = f"outer/{monitoring.OUTPUTS}"
+  assert einsum.pop(rms) == pytest.approx(index.pop(rms), rel=2e-6)
   assert einsum == index and len(einsum) > 20
