@@ -89,7 +89,11 @@ def kept_in(directory: str):
                           (tf.get_logger(), logging.INFO),
                           (logging.getLogger("py.warnings"), logging.WARNING)]:
       stack.enter_context(_handled_by(logger, handler, level))
-    yield
+    try:
+      yield
+    except Exception:
+      _logger.debug("ends with an error", exc_info=True)
+      raise
 
 
 def _close(handler):

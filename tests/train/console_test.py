@@ -41,6 +41,13 @@ def test_the_file_is_appended_to(tmp_path):
   assert [line.rpartition(" ")[2] for line in lines] == ["one", "two"]
 
 
+def test_an_error_is_kept(tmp_path):
+  with pytest.raises(KeyError), console.kept_in(str(tmp_path)):
+    raise KeyError("lost")
+  log = (tmp_path / "train.log").read_text()
+  assert "Traceback" in log and "KeyError: 'lost'" in log
+
+
 def test_nothing_is_changed_for_good(tmp_path):
   def state():
     return [(logger.level, logger.propagate, list(logger.handlers))
