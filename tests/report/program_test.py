@@ -12,7 +12,7 @@ from mtf_moe.report import mixtures
 from mtf_moe.report import page
 from mtf_moe.report import runs
 from tests.report import event_files
-from tests.train import run_test
+from tests.train import program
 
 
 def report(*arguments, before=""):
@@ -22,7 +22,7 @@ def report(*arguments, before=""):
              if before else ["-m", "mtf_moe.report"])
   return subprocess.run(
       [sys.executable, *command, *arguments], capture_output=True, text=True,
-      check=False, env={**os.environ, "PYTHONPATH": run_test.ROOT})
+      check=False, env={**os.environ, "PYTHONPATH": program.ROOT})
 
 
 def refused(*arguments, **kwargs):
@@ -38,7 +38,7 @@ def refused(*arguments, **kwargs):
 def test_a_training_run(tmp_path):
   """Trains for real: what the layer counts adds up, and there is a page."""
   (tmp_path / "text.txt").write_text("99 bottles of beer on the wall.\n" * 99)
-  run_test.run(
+  program.run(
       tmp_path, "run.train_steps = 1", "MoE2D.min_expert_capacity = 1",
       "MoE2D.capacity_factor_train = 0.5",
       "MoE2D.capacity_factor_second_level = 0.5", files=["meshes/cpu_1.gin"])
