@@ -101,6 +101,7 @@ class OriginWatch:
 
   def __init__(self):
     self._first = None
+    self._watches = False
 
   def observe(self, step: int, vital_signs: Mapping[str, float]):
     """Takes note of a step.
@@ -109,6 +110,7 @@ class OriginWatch:
       step: an integer.
       vital_signs: values by tag, in the order of the forward pass.
     """
+    self._watches = bool(vital_signs)
     if self._first is None:
       for tag, value in vital_signs.items():
         if not math.isfinite(value) or (
@@ -118,6 +120,10 @@ class OriginWatch:
 
   def describe(self) -> str:
     """A sentence."""
+    if not self._watches:
+      return (
+          "What was first is not known: mixtures are watched on a mesh of this "
+          "machine, without microbatches, with MoE2D.summaries = True.")
     if self._first is None:
       return ("The inputs, routers and outputs of all mixtures were finite, so "
               "it began elsewhere.")

@@ -103,3 +103,9 @@ def test_nothing_in_the_mixtures():
   watch = health.OriginWatch()
   watch.observe(6, SIGNS)
   assert "began elsewhere" in watch.describe()
+
+
+def test_mixtures_that_are_not_watched():
+  watch = health.OriginWatch()
+  watch.observe(6, {})
+  assert "not known: mixtures are watched" in watch.describe()
