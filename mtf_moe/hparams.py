@@ -210,12 +210,16 @@ def _check_boolean(name, value):
         "False.")
 
 
-def _check_positive_integer(name, value):
+def is_positive_integer(value) -> bool:
+  """Whether a value is an integer of any kind, and above 0."""
   try:
-    fits = not isinstance(value, bool) and operator.index(value) > 0
+    return not isinstance(value, bool) and operator.index(value) > 0
   except TypeError:
-    fits = False
-  if not fits:
+    return False
+
+
+def _check_positive_integer(name, value):
+  if not is_positive_integer(value):
     raise ValueError(
         f"MoE2D.{name} = {value!r} must be a positive integer. Set it to 1 or "
         "more.")

@@ -30,6 +30,7 @@ from mtf_moe import config_files
 from mtf_moe.configured_model import ConfiguredModel
 from mtf_moe.train import hooks
 from mtf_moe.train import records
+from mtf_moe.train import training
 
 assert mtf_moe
 _DEFAULT_FILES = ["models/lm_small.gin", "meshes/cpu_2x2.gin", "data/bytes.gin"]
@@ -57,7 +58,7 @@ def main(argv):
     gin.parse_config(["run.perplexity_eval_steps = None", "run.mode = 'train'"])
   with tf.Graph().as_default():
     fetches, lay_out_variables = _build(ConfiguredModel.from_gin())
-    session = tf.Session(config=_session_config())
+    session = tf.Session(config=training.session_config())
     session.run([tf.global_variables_initializer(),
                  tf.local_variables_initializer()])
     session.run(lay_out_variables)
@@ -85,13 +86,6 @@ def _build(configured):
   return ({_PLAIN: step, _WATCHED: [*step, signs],
            _RECORDED: [*step, signs, scalars]},
           lowering.copy_masters_to_slices())
-
-
-def _session_config():
-  """As in training."""
-  config = tf.ConfigProto()
-  config.graph_options.rewrite_options.disable_meta_optimizer = True
-  return config
 
 
 def _measure(session, fetches, rounds):

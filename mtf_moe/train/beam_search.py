@@ -5,12 +5,13 @@ the decoder of an encoder-decoder can use it.
 """
 
 import dataclasses
-import operator
 
 import gin
 import mesh_tensorflow as mtf
 from mesh_tensorflow.transformer import transformer
 import tensorflow.compat.v1 as tf
+
+from mtf_moe import hparams
 
 _PAD_ID = 0
 _IMPOSSIBLE = -1e9  # As a log-probability; a product with zero stays zero.
@@ -279,10 +280,6 @@ def _as_beams(x):
 
 
 def _check_positive_integer(name, value, remedy):
-  try:
-    fits = not isinstance(value, bool) and operator.index(value) > 0
-  except TypeError:
-    fits = False
-  if not fits:
+  if not hparams.is_positive_integer(value):
     raise ValueError(
         f"BeamSearch.{name} = {value!r} must be a positive integer; {remedy}.")

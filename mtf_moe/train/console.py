@@ -15,6 +15,8 @@ from absl import logging as absl_logging
 import tensorflow.compat.v1 as tf
 import tqdm
 
+from mtf_moe.train import model_directory
+
 LOG_FILE = "train.log"
 
 _logger = logging.getLogger("mtf_moe")
@@ -72,7 +74,7 @@ def kept_in(directory: str):
     directory: a string, a directory that exists. One that is not on this
       machine gets no log file: what is there cannot be appended to.
   """
-  if "://" in directory:
+  if model_directory.is_remote(directory):
     yield
     return
   with contextlib.ExitStack() as stack:
@@ -104,7 +106,7 @@ def _close(handler):
 @contextlib.contextmanager
 def _handled_by(logger, handler, level=logging.INFO):
   """A handler more for a logger, which lets messages of that level through."""
-  before = logger.level, logger.propagate
+  level_before, propagate_before = logger.level, logger.propagate
   logger.addHandler(handler)
   logger.setLevel(min(level, logger.level or level))
   logger.propagate = False
@@ -112,8 +114,8 @@ def _handled_by(logger, handler, level=logging.INFO):
     yield
   finally:
     logger.removeHandler(handler)
-    logger.level, logger.propagate = before
-    logger.setLevel(before[0])
+    logger.setLevel(level_before)
+    logger.propagate = propagate_before
 
 
 class _Screen(logging.Handler):

@@ -6,7 +6,6 @@ tokens. Its "loss" is not: empty examples, which fill up the last batch, and
 padding count as tokens that cost nothing, and the balancing losses are in it.
 """
 
-import contextlib
 import dataclasses
 import functools
 import lzma
@@ -43,8 +42,8 @@ def evaluate(run, with_dropless=False):
   compat.change_estimators(functools.partial(_Watched, report=report))
   run()
   if with_dropless:
-    with report.of_dropless():
-      run()
+    report.begin_dropless()
+    run()
     report.print_gaps()
 
 
@@ -143,8 +142,7 @@ class _Report:
     else:
       self._dropless[name.removesuffix("_" + _DROPLESS), result.step] = result
 
-  @contextlib.contextmanager
-  def of_dropless(self):
+  def begin_dropless(self):
     """Configures a dropless evaluation of the same checkpoints."""
     self._dropless = {}
     suffix = _DROPLESS if self._suffix is None else (
@@ -155,7 +153,6 @@ class _Report:
       # A newer one may have been written in the meantime.
       gin.bind_parameter("utils.run.eval_checkpoint_step", sorted(
           {step for _, step in self._results}))
-    yield
 
   def print_gaps(self):
     """Prints how much worse each result is than the dropless one."""

@@ -13,6 +13,11 @@ import tensorflow.compat.v1 as tf
 _LOCK_FILE = "running"
 
 
+def is_remote(path: str) -> bool:
+  """Whether a path is not on this machine, but gs://... or the like."""
+  return "://" in path
+
+
 @contextlib.contextmanager
 def held(model_dir: str):
   """Makes the directory, and keeps other runs out until the context ends.
@@ -26,18 +31,20 @@ def held(model_dir: str):
   Raises:
     ValueError: if it cannot be made or written, or another run holds it.
   """
+  lock = None
   try:
     tf.io.gfile.makedirs(model_dir)
-    if _is_remote(model_dir):
-      yield
-      return
-    # For reading and writing, without a change.
-    lock = open(  # noqa: SIM115, for the try ends here.
-        os.path.join(model_dir, _LOCK_FILE), "a+")
+    if not is_remote(model_dir):
+      # For reading and writing, without a change.
+      lock = open(  # noqa: SIM115, for the try ends here.
+          os.path.join(model_dir, _LOCK_FILE), "a+")
   except (OSError, tf.errors.OpError) as error:
     raise ValueError(
         f"--model_dir={model_dir} cannot be written: {reason(error)}. Choose "
         "a directory that you may write to.") from error
+  if lock is None:
+    yield
+    return
   with lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -56,7 +63,7 @@ def held(model_dir: str):
 def is_held(model_dir: str) -> bool:
   """Whether a run trains in the directory at this moment."""
   path = os.path.join(model_dir, _LOCK_FILE)
-  if _is_remote(model_dir) or not os.path.exists(path):
+  if is_remote(model_dir) or not os.path.exists(path):
     return False
   with open(path) as lock:
     try:
@@ -73,7 +80,7 @@ def check_space(model_dir: str, num_bytes: int):
     model_dir: a string, a directory that exists.
     num_bytes: an integer, the size of a checkpoint.
   """
-  if _is_remote(model_dir):
+  if is_remote(model_dir):
     return
   free = shutil.disk_usage(model_dir).free
   if free < num_bytes:
@@ -125,10 +132,6 @@ def is_write_failure(error: Exception) -> bool:
   if isinstance(error, OSError):
     return error.errno in _WRITE_FAILURES
   return any(os.strerror(number) in error.message for number in _WRITE_FAILURES)
-
-
-def _is_remote(path):
-  return "://" in path
 
 
 def _named(pid):

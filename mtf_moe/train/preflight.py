@@ -43,9 +43,8 @@ def check_configuration(model_dir: str) -> ConfiguredModel | None:
 def _check_data(configured):
   """Makes the data set of a mode that has one, and throws it away."""
   run = configured.run
-  mode = run.get("mode", "train")
   dataset_fn = run.get("train_dataset_fn")
-  if mode in ("train", "perplexity_eval") and dataset_fn is not None:
+  if dataset_fn is not None and run_mode.get() in ("train", "perplexity_eval"):
     with tf.Graph().as_default():
       dataset_fn(
           sequence_length=configured.lengths, vocabulary=run.get("vocabulary"),

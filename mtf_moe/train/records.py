@@ -67,15 +67,16 @@ def relative_loads(
     single experts are not recorded, the least loaded one of a level has no
     name.
   """
+  tags = parse(records)
   loads = {}
-  for name, tag in parse(records).items():
+  for name, tag in tags.items():
     if tag.metric.startswith("load/expert_"):
       expert = tag.metric.removeprefix("load/expert_")
       loads.setdefault(tag.place, {})[expert] = records[name]
   relative = {(place, expert): share * len(shares)
               for place, shares in loads.items()
               for expert, share in shares.items()}
-  for name, tag in parse(records).items():
+  for name, tag in tags.items():
     if tag.metric == monitoring.MIN_LOAD and tag.place not in loads:
       relative[tag.place, ""] = records[name]
   return relative

@@ -128,14 +128,20 @@ def _prepared(estimator, seed, steps_per_record):
     return spec._replace(
         training_chief_hooks=(guard, *spec.training_chief_hooks))
 
-  session = tf.ConfigProto(allow_soft_placement=True)
-  # The placement mesh has thousands of small operations for each layer, and
-  # optimizing them takes longer than it saves.
-  session.graph_options.rewrite_options.disable_meta_optimizer = True
   return tf_estimator.Estimator(
       guarded_model_fn, config=estimator.config.replace(
           tf_random_seed=seed, save_summary_steps=steps_per_record,
-          session_config=session))
+          session_config=session_config()))
+
+
+def session_config() -> tf.ConfigProto:
+  """How sessions train on a mesh of this machine.
+
+  Graphs are run as they are built: compat.skip_graph_optimizer says why.
+  """
+  config = tf.ConfigProto(allow_soft_placement=True)
+  config.graph_options.rewrite_options.disable_meta_optimizer = True
+  return config
 
 
 class _WithHooks:

@@ -173,7 +173,8 @@ def test_what_dropping_tokens_costs(model):
 def test_every_scope_is_dropless():
   gin_config.parse(bindings=["encoder/MoE2D.expert_x = 4"])
   report = evaluation._Report(dict(eval_dir_suffix="mine"))
-  with report.of_dropless(), gin.config_scope("encoder"):
+  report.begin_dropless()
+  with gin.config_scope("encoder"):
     hparams = mtf_moe.MoE2D().hparams
   assert hparams.moe_num_experts == (4, 8) and hparams.moe_dropless_eval
   assert gin.query_parameter("run.eval_dir_suffix") == "mine_dropless"
@@ -189,10 +190,10 @@ def test_data_sets_with_names_and_a_checkpoint_that_is_gone(capsys):
     report = evaluation._Report(dict(eval_dataset_fn="given"))
     report.add("news", found(3, -2.5))
     report.add("news", found(5, -1.5))
-    with report.of_dropless():
-      assert gin.query_parameter("run.eval_checkpoint_step") == [3, 5]
-      report.add("news_dropless", found(4, -2.0))
-      report.add("news_dropless", found(5, -1.25))
+    report.begin_dropless()
+    assert gin.query_parameter("run.eval_checkpoint_step") == [3, 5]
+    report.add("news_dropless", found(4, -2.0))
+    report.add("news_dropless", found(5, -1.25))
     report.print_gaps()
   assert capsys.readouterr().out.splitlines() == [
       "evaluated step 3 on 8 tokens of news: 2.5000 nats per token, perplexity "
