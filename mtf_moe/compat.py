@@ -12,7 +12,6 @@ and none switches to TF1 behaviour: a program that builds mesh_tensorflow
 graphs calls `tf.compat.v1.disable_v2_behavior()` itself.
 """
 
-import functools
 import importlib
 import importlib.machinery
 import importlib.util
@@ -307,53 +306,6 @@ def _mend_gin_search():
       raise ValueError(f"not in a package: {path}") from error
 
   reader._parse_config_path = parse_path_or_refuse
-
-
-def silence_print_op():
-  """Makes `tf.Print` an identity, for the rest of the program.
-
-  mesh_tensorflow prints the loss of every training step with it, as a raw line
-  on standard error, and offers no way to turn that off.
-  """
-  def identity(input_, *unused_args, **unused_kwargs):
-    return input_
-
-  tf.compat.v1.Print = identity
-
-
-def skip_graph_optimizer():
-  """Lets mesh_tensorflow run graphs on a CPU as they are built, from now on.
-
-  The placement mesh has thousands of small operations for each layer, and
-  optimizing them takes longer than it saves: some 20 seconds before the first
-  step of a small model. mesh_tensorflow turns the optimizer off on TPUs only,
-  and takes no session configuration.
-  """
-  def skip(estimator):
-    options = estimator._session_config.graph_options.rewrite_options
-    options.disable_meta_optimizer = True
-    return estimator
-
-  change_estimators(skip)
-
-
-def change_estimators(change):
-  """Passes estimators that mesh_tensorflow makes through `change`, from now on.
-
-  Its `run` makes an estimator for every mode and offers no way to add a hook to
-  other modes than training.
-
-  Args:
-    change: a function from an estimator to the one to use in its place.
-  """
-  utils = importlib.import_module("mesh_tensorflow.transformer.utils")
-  get_estimator = utils.get_estimator
-
-  @functools.wraps(get_estimator)
-  def get_changed_estimator(**kwargs):
-    return change(get_estimator(**kwargs))
-
-  utils.get_estimator = get_changed_estimator
 
 
 def _apply():

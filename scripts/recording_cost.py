@@ -26,8 +26,8 @@ import tabulate
 import tensorflow.compat.v1 as tf
 import tqdm
 
-from mtf_moe import config_files
-from mtf_moe.configured_model import ConfiguredModel
+from mtf_moe.run import config_files
+from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import hooks
 from mtf_moe.train import records
 from mtf_moe.train import training

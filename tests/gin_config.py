@@ -5,7 +5,7 @@ import os
 import gin
 import mesh_tensorflow
 
-from mtf_moe import config_files
+from mtf_moe.run import config_files
 
 
 def parse(files=(), bindings=()):

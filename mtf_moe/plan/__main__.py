@@ -19,10 +19,10 @@ from mesh_tensorflow.transformer import utils
 import tabulate
 import tensorflow.compat.v1 as tf
 
-from mtf_moe import config_files
 from mtf_moe import levels
-from mtf_moe.configured_model import ConfiguredModel
 from mtf_moe.plan import planning
+from mtf_moe.run import config_files
+from mtf_moe.run.configured_model import ConfiguredModel
 
 FLAGS = flags.FLAGS
 

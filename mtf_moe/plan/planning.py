@@ -7,12 +7,12 @@ import tqdm
 
 from mtf_moe import levels
 from mtf_moe import transformer_layers
-from mtf_moe.configured_model import ConfiguredModel
 from mtf_moe.plan import costs
 from mtf_moe.plan import linter
 from mtf_moe.plan import mixtures
 from mtf_moe.plan import report
 from mtf_moe.plan import step
+from mtf_moe.run.configured_model import ConfiguredModel
 
 
 def make(configured: ConfiguredModel, strict: bool = False) -> report.Plan:

@@ -5,8 +5,8 @@ import dataclasses
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
-from mtf_moe.configured_model import ConfiguredModel
 from mtf_moe.plan import one_core
+from mtf_moe.run.configured_model import ConfiguredModel
 
 # What the collectives and counters of the two parts of a step are marked with.
 MODEL, OPTIMIZER = "model", "optimizer"

@@ -19,8 +19,8 @@ import gin
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
-from mtf_moe import compat
-from mtf_moe import config_files
+from mtf_moe.run import config_files
+from mtf_moe.run import patches
 from mtf_moe.train import checkpoints
 from mtf_moe.train import console
 from mtf_moe.train import evaluation
@@ -56,7 +56,7 @@ def main(argv):
     # optimizer has already changed in the same step: nothing orders the two.
     tf.enable_resource_variables()
     if not FLAGS.tensorflow_log:
-      compat.silence_print_op()
+      stack.enter_context(patches.silent_print_op())
     try:
       config_files.import_modules()
       with config_files.readable_syntax_errors():
@@ -66,6 +66,7 @@ def main(argv):
       _enter_model_directory(stack, FLAGS.model_dir, configured)
     except (ImportError, OSError, ValueError) as error:
       sys.exit(f"mtf_moe.train: {error}")
+    stack.enter_context(patches.graphs_as_built())
     _run()
 
 
@@ -103,7 +104,6 @@ def _enter_model_directory(stack, model_dir, configured):
 
 def _run():
   """Runs what gin has configured, and ends the program where that fails."""
-  compat.skip_graph_optimizer()
   run = functools.partial(
       utils.run, tpu_job_name=FLAGS.tpu_job_name, tpu=FLAGS.tpu,
       gcp_project=FLAGS.gcp_project, tpu_zone=FLAGS.tpu_zone,

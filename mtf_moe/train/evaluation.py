@@ -15,7 +15,7 @@ import zlib
 import gin
 import tensorflow.compat.v1 as tf
 
-from mtf_moe import compat
+from mtf_moe.run import patches
 from mtf_moe.train import console
 from mtf_moe.train import progress
 from mtf_moe.train import text_data
@@ -39,12 +39,12 @@ def evaluate(run, with_dropless=False):
       which is what the model loses by its capacities.
   """
   report = _Report(gin.get_bindings("utils.run"))
-  compat.change_estimators(functools.partial(_Watched, report=report))
-  run()
-  if with_dropless:
-    report.begin_dropless()
+  with patches.changed_estimators(functools.partial(_Watched, report=report)):
     run()
-    report.print_gaps()
+    if with_dropless:
+      report.begin_dropless()
+      run()
+      report.print_gaps()
 
 
 def check_options():

@@ -9,7 +9,7 @@ import math
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
-from mtf_moe.configured_model import ConfiguredModel
+from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import checkpoints
 from mtf_moe.train import model_directory
 from mtf_moe.train import run_mode

@@ -137,7 +137,7 @@ def _prepared(estimator, seed, steps_per_record):
 def session_config() -> tf.ConfigProto:
   """How sessions train on a mesh of this machine.
 
-  Graphs are run as they are built: compat.skip_graph_optimizer says why.
+  Graphs are run as they are built: patches.graphs_as_built says why.
   """
   config = tf.ConfigProto(allow_soft_placement=True)
   config.graph_options.rewrite_options.disable_meta_optimizer = True

@@ -15,12 +15,12 @@ import tensorflow.compat.v1 as tf
 import mtf_moe
 from mtf_moe import levels
 from mtf_moe import simd
-from mtf_moe.configured_model import ConfiguredModel
 from mtf_moe.plan import __main__ as program
 from mtf_moe.plan import costs
 from mtf_moe.plan import mixtures
 from mtf_moe.plan import planning
 from mtf_moe.plan import step
+from mtf_moe.run.configured_model import ConfiguredModel
 from tests import gin_config
 
 FILES = ["models/lm_tiny.gin", "meshes/tpu_2x2.gin", "data/bytes.gin"]

@@ -8,8 +8,8 @@ import gin
 import pytest
 import tensorflow.compat.v1 as tf
 
-from mtf_moe import config_files
-from mtf_moe.configured_model import ConfiguredModel
+from mtf_moe.run import config_files
+from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import preflight
 from mtf_moe.train import sampling
 from mtf_moe.train import vocabulary

@@ -6,7 +6,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import mtf_moe
-from mtf_moe.configured_model import ConfiguredModel
+from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import preflight
 from tests import gin_config
 from tests import harness

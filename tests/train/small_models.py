@@ -14,7 +14,6 @@ import sys
 from absl import flags
 from absl.testing import flagsaver
 import gin
-from mesh_tensorflow.transformer import utils
 import pytest
 import tensorflow.compat.v1 as tf
 
@@ -73,9 +72,7 @@ def run(model, mesh, *bindings, files=()):
   gin.clear_config()
   with (flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch,
         contextlib.redirect_stdout(io.StringIO()) as printed):
-    # What the program changes for the rest of its process is put back.
     patch.setattr(sys, "argv", arguments)
-    patch.setattr(utils, "get_estimator", utils.get_estimator)
     flags.FLAGS(arguments)
     try:
       program.main(arguments[:1])

@@ -17,7 +17,7 @@ def directory():
 
   It is part of an installed package, and lies beside it in a checkout.
   """
-  package = os.path.dirname(os.path.abspath(__file__))
+  package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
   installed = os.path.join(package, "configs")
   if os.path.isdir(installed):
     return installed

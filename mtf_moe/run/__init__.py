@@ -1,0 +1,1 @@
+"""What the programs share: gin files, and the model that gin configures."""
