@@ -221,8 +221,7 @@ def _zero_unless(finite, tokens):
   ones move tokens, so all of a group, and all gradients, would be NaN.
   """
   def gradient(op, grad):
-    del op
-    return [_zero_unless(finite, grad), None]
+    return [_zero_unless(op.inputs[1], grad), None]
 
   return mtf.slicewise(
       lambda x, finite: tf.where_v2(
