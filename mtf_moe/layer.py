@@ -27,6 +27,7 @@ from mtf_moe import dispatch
 from mtf_moe import experts as experts_lib
 from mtf_moe import levels
 from mtf_moe import monitoring
+from mtf_moe import operations
 from mtf_moe.gating import switch
 from mtf_moe.gating import top_2
 from mtf_moe.hparams import MoeHparams
@@ -92,6 +93,7 @@ def transformer_moe_layer_v2(
   tokens = _zero_unless(finite, tokens)
   embeddings = None
   if nonpadding is not None:
+    tokens = operations.with_zero_gradients(tokens, [nonpadding])
     importance *= mtf.reshape(
         mtf.zeros(inputs.mesh, token_dims, inputs.dtype) + nonpadding,
         outer.token_dims)

@@ -8,6 +8,7 @@ have tensors of their own.
 from collections.abc import Callable, Sequence
 
 import mesh_tensorflow as mtf
+import tensorflow.compat.v1 as tf
 
 
 def slicewise(tf_fn: Callable, xs: Sequence[mtf.Tensor], output_shape,
@@ -52,12 +53,23 @@ def tied(x: mtf.Tensor, others: Sequence[mtf.Tensor], grad_function: Callable
   return _Tie(x, others, grad_function).outputs[0]
 
 
+def stop_gradient(x: mtf.Tensor) -> mtf.Tensor:
+  """`mtf.stop_gradient`, with a gradient of zero in place of none.
+
+  `mtf.recompute_grad` refuses a function that uses a floating-point tensor
+  without a gradient.
+  """
+  return mtf.cwise(
+      tf.identity, [x], name="stop_gradient",
+      grad_function=lambda op, grad: [mtf.zeros_like(grad)])
+
+
 def with_zero_gradients(x: mtf.Tensor, others: Sequence[mtf.Tensor]
                         ) -> mtf.Tensor:
   """A tensor as it is, with which others get gradients of zero.
 
-  `mtf.recompute_grad` refuses a function that uses a floating-point tensor
-  without a gradient, as one that only decides where tokens go has none.
+  For those that only decide where tokens go, and would have none; see
+  `stop_gradient`.
 
   Args:
     x: a Tensor.

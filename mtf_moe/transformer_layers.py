@@ -9,7 +9,11 @@ from mesh_tensorflow.transformer import transformer
 from mtf_moe import experts as experts_lib
 from mtf_moe import layer
 from mtf_moe import levels
+from mtf_moe import recomputation
 from mtf_moe.hparams import MoeHparams
+
+# LayerStack.recompute_grads needs it, in any program that builds MoE2D.
+recomputation.install()
 
 
 @gin.configurable(module="mtf_moe")
@@ -137,9 +141,10 @@ class MoE2D(transformer.TransformerLayer):
         num_microbatches=context.num_microbatches,
         token_embeddings=embeddings,
         experts=self._experts)
-    if context.losses is not None:
-      context.losses.append(loss)
-    return mtf.reshape(y, batch_dims + [output_dim])
+    y = mtf.reshape(y, batch_dims + [output_dim])
+    if context.losses is None:
+      return y
+    return recomputation.leave(context.losses, loss, y)
 
 
 def _as_batch_and_length(dims):
