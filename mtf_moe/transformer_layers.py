@@ -10,6 +10,7 @@ from mtf_moe import experts as experts_lib
 from mtf_moe import layer
 from mtf_moe import levels
 from mtf_moe import recomputation
+from mtf_moe.hparams import ChangeableHparams
 from mtf_moe.hparams import MoeHparams
 
 # LayerStack.recompute_grads needs it, in any program that builds MoE2D.
@@ -24,6 +25,9 @@ class MoE2D(transformer.TransformerLayer):
   and defaults, except `second_policy_eval`: "threshold" evaluates a checkpoint
   to the same number every time, where "random" draws anew. What each one means,
   and what it may be, is said in `MoeHparams`.
+
+  A subclass passes other values on, `super().__init__(**{"group_size": 512,
+  **kwargs})`, or sets them afterwards, `self._hparams.moe_group_size = 512`.
   """
 
   def __init__(self,
@@ -66,7 +70,7 @@ class MoE2D(transformer.TransformerLayer):
     Raises:
       ValueError: if a value is not allowed.
     """
-    self._hparams = MoeHparams(
+    hparams = MoeHparams(
         moe_gating=moe_gating,
         moe_num_experts=(expert_x, expert_y),
         moe_loss_coef=loss_coef,
@@ -88,13 +92,14 @@ class MoE2D(transformer.TransformerLayer):
         moe_dropout_rate=dropout_rate,
         moe_dispatch=dispatch,
         moe_summaries=summaries)
+    self._hparams = ChangeableHparams(hparams)
     self._output_dim = output_dim
     self._experts = experts
 
   @property
   def hparams(self) -> MoeHparams:
     """The parameters, under the names that `MoeHparams` gives them."""
-    return self._hparams
+    return MoeHparams.of(self._hparams)
 
   def call(self, context, x, losses=None):
     """Applies the layer and adds its loss to the context's.
@@ -115,6 +120,7 @@ class MoE2D(transformer.TransformerLayer):
       raise NotImplementedError(
           "MoE2D does not work with ensembles: set Unitransformer.ensemble = "
           "None.")
+    hparams = self.hparams
     batch_dims = x.shape.dims[:-1]
     token_dims = _as_batch_and_length(batch_dims)
 
@@ -125,14 +131,14 @@ class MoE2D(transformer.TransformerLayer):
 
     nonpadding = context.nonpadding
     embeddings = None
-    if self._hparams.moe_word_embed_mode is not None:
+    if hparams.moe_word_embed_mode is not None:
       embeddings = mtf.reshape(
           context.input_embeddings, token_dims + x.shape.dims[-1:])
     output_dim = self._output_dim or context.model.model_dim
     y, loss = layer.transformer_moe_layer_v2(
         mtf.reshape(x, token_dims + x.shape.dims[-1:]),
         output_dim,
-        self._hparams,
+        hparams,
         context.train,
         context.variable_dtype,
         layout=context.model.layout,
