@@ -16,7 +16,7 @@ def variable_dtype(given, master_dtype, slice_dtype, activation_dtype,
     master_dtype: that of checkpoints, or None for float32.
     slice_dtype: that of training, or None for the first.
     activation_dtype: that of computation, or None for that of the inputs.
-    inputs_dtype: a tf.DType.
+    inputs_dtype: that of what the variable is multiplied by.
 
   Returns:
     a mtf.VariableDType

@@ -64,7 +64,7 @@ def transformer_moe_layer_v2(
       `MoeHparams.of`).
     train: a boolean.
     variable_dtype: a mtf.VariableDType, or one type for all that it says. The
-      default is float32, and computation in the type of `inputs`.
+      default is float32, and computation in the type of what they multiply.
     layout: an optional input to mtf.convert_to_layout_rules, or a mapping.
     mesh_shape: an optional input to mtf.convert_to_shape, or a mapping. Without
       both, nothing is taken to be split.
@@ -92,8 +92,11 @@ def transformer_moe_layer_v2(
   hparams = MoeHparams.of(hparams)
   if activation is not None:
     hparams = dataclasses.replace(hparams, moe_activation=activation)
-  variable_dtype = arguments.variable_dtype(
-      variable_dtype, master_dtype, slice_dtype, activation_dtype, inputs.dtype)
+  # Routers compute in float32, experts in the type of the inputs.
+  router_dtype, expert_dtype = (
+      arguments.variable_dtype(
+          variable_dtype, master_dtype, slice_dtype, activation_dtype, dtype)
+      for dtype in (tf.float32, inputs.dtype))
   *token_dims, m = inputs.shape.dims
   mesh = MeshSplit(layout, mesh_shape)
   a0, b1, l = _batch_and_length(token_dims, mesh)
@@ -113,7 +116,7 @@ def transformer_moe_layer_v2(
         mtf.cast(token_embeddings, inputs.dtype), tokens.shape)
 
   mixture = Mixture(
-      outer, inner, output_dim, hparams, train, variable_dtype,
+      outer, inner, output_dim, hparams, train, router_dtype, expert_dtype,
       num_microbatches, experts)
   outputs, routings = mixture.first_level(tokens, importance, embeddings)
   # Inside the loop over microbatches there is nothing that could be recorded.
@@ -135,7 +138,8 @@ class Mixture:
   output_dim: mtf.Dimension
   hparams: MoeHparams
   train: bool
-  variable_dtype: mtf.VariableDType
+  router_dtype: mtf.VariableDType
+  expert_dtype: mtf.VariableDType
   num_microbatches: int | None
   experts: Callable[..., mtf.Tensor]
 
@@ -192,7 +196,7 @@ class Mixture:
     expert_inputs = inner.to_experts(move.dispatch(tokens))  # [y0, x1, h, d, m]
     expert_outputs = self.experts(
         expert_inputs, self.output_dim, [y0, x1], self.hparams, self.train,
-        self.variable_dtype)  # [y0, x1, h, d, n]
+        self.expert_dtype)  # [y0, x1, h, d, n]
     return move.combine(inner.to_groups(expert_outputs)), routed
 
   @property
@@ -203,7 +207,7 @@ class Mixture:
              embeddings, name):
     return _ROUTERS.get(gating, gating)(
         tokens, outer_expert_dims, level.experts_unsplit, level.capacity,
-        self.hparams, self.train, self.variable_dtype, importance=importance,
+        self.hparams, self.train, self.router_dtype, importance=importance,
         name=name, num_microbatches=self.num_microbatches,
         token_embeddings=embeddings)
 
