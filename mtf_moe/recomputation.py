@@ -14,6 +14,7 @@ does what mtf does.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import functools
 
@@ -39,6 +40,9 @@ class _Left:
   loss: mtf.Tensor
   gradient: list[mtf.Tensor | None]
 
+
+# All names under which mesh_tensorflow calls `custom_gradient`.
+_MODULES = (ops, ops_with_redefined_builtins, mtf)
 
 # What leaves each of the functions that are being called, the innermost last.
 _functions: list[list[_Left]] = []
@@ -71,8 +75,31 @@ def install():
   if not hasattr(original, "passes_losses_on"):
     wrapped = _passing_losses_on(original)
     wrapped.passes_losses_on = True
-    for module in (ops, ops_with_redefined_builtins, mtf):
-      module.custom_gradient = wrapped
+    _replace(wrapped)
+
+
+@contextlib.contextmanager
+def unused():
+  """Calls functions plainly that mtf would be able to compute again.
+
+  Nothing else is needed where nothing is differentiated, and decoding fails
+  with anything else: the states that layers keep could not be used outside.
+  """
+  def plainly(fn, grad_fn, explicit_inputs):
+    del grad_fn
+    return fn(*explicit_inputs)
+
+  original = ops.custom_gradient
+  _replace(plainly)
+  try:
+    yield
+  finally:
+    _replace(original)
+
+
+def _replace(custom_gradient):
+  for module in _MODULES:
+    module.custom_gradient = custom_gradient
 
 
 def _passing_losses_on(custom_gradient):

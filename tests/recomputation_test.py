@@ -216,3 +216,25 @@ def test_mtf_is_changed_once():
   recomputation.install()
   assert mtf.custom_gradient is ops.custom_gradient is changed
   assert mtf.layers.mtf.custom_gradient is changed
+
+
+@pytest.mark.parametrize("bindings", [[], REVERSIBLE], ids=str)
+def test_decoding_where_recomputation_is_unused(bindings):
+  gin_config.parse(["models/lm_tiny.gin"], [*TINY, RECOMPUTED, *bindings])
+  model = utils.build_model(
+      "lm", VOCAB_SIZE, VOCAB_SIZE, layout_rules="", mesh_shape="all:1")
+
+  def decode():
+    with tf.Graph().as_default():
+      ids = mtf.import_tf_tensor(
+          mtf.Mesh(mtf.Graph(), "mesh"), tf.constant(IDS[0], tf.int32),
+          mtf.Shape(DIMS[1:]))
+      return model.sample_autoregressive(
+          ids, variable_dtype=harness.variable_dtype())
+
+  before = mtf.custom_gradient
+  with recomputation.unused():
+    assert decode().shape.dims == DIMS[1:]
+  assert mtf.custom_gradient is before
+  with pytest.raises(ValueError, match="unusable input"):  # Dense, too.
+    decode()
