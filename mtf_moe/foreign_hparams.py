@@ -4,7 +4,7 @@ A name that nobody knows is a misspelled one, whose default would be used
 without a word.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 import difflib
 from typing import Any
 
@@ -48,12 +48,13 @@ def stated(hparams: Any, known: Iterable[str]) -> dict[str, Any]:
         "or a mapping or object with moe_* names, such as "
         '{"moe_hidden_size": 4096}.')
   entries = {}
-  if isinstance(hparams, Mapping):
-    entries.update((name, value) for name, value in hparams.items()
+  if callable(getattr(type(hparams), "keys", None)):  # A mapping, or like one.
+    entries.update((name, value) for name, value in dict(hparams).items()
                    if isinstance(name, str) and _is_ours(name))
   for name in filter(_is_ours, dir(hparams)):
-    value = getattr(hparams, name)
-    if name in known or not callable(value):  # It may have such methods.
+    value = getattr(hparams, name, None)
+    # It may have methods, and attributes that are not set.
+    if hasattr(hparams, name) and (name in known or not callable(value)):
       entries.setdefault(name, value)
   for name in known:
     # An object may make up attributes that are asked for, None at worst.

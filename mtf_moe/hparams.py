@@ -137,10 +137,10 @@ class MoeHparams:
     Raises:
       ValueError: on a `moe_*` name that nobody knows, and as above.
     """
-    if isinstance(hparams, ChangeableHparams):
-      return hparams.checked
-    if isinstance(hparams, cls):
+    if type(hparams) is MoeHparams:
       return hparams
+    if isinstance(hparams, MoeHparams):
+      return MoeHparams(**vars(hparams))
     return cls(**foreign_hparams.stated(hparams, cls.names()))
 
   @classmethod
@@ -191,26 +191,19 @@ class MoeHparams:
     return self.moe_second_policy_eval, self.moe_second_threshold_eval
 
 
-class ChangeableHparams:
+class ChangeableHparams(MoeHparams):
   """Hyperparameters that can be set one at a time, and are checked each time.
 
-  What a subclass of `MoE2D` has as `self._hparams`, since that of
+  What a subclass of `MoE2D` has as `self._hparams`, since those of
   mesh_tensorflow's layers can be changed, too.
   """
 
-  def __init__(self, hparams: MoeHparams):
-    vars(self)["checked"] = hparams
-
-  def __getattr__(self, name):
-    # Asked for what is not there; while it is being copied, nothing is.
-    return getattr(vars(self).get("checked"), name)
-
   def __setattr__(self, name, value):
-    names = MoeHparams.names()
+    names = self.names()
     foreign_hparams.check_known(name, value, names)
     if name in names:  # Others are for other layers.
-      vars(self)["checked"] = dataclasses.replace(
-          self.checked, **{name: value})
+      checked = MoeHparams(**{**vars(self), name: value})
+      object.__setattr__(self, name, getattr(checked, name))
 
   def add_hparam(self, name, value):
     """Sets one, as it can be with mesh_tensorflow's."""

@@ -50,7 +50,7 @@ def tied(x: mtf.Tensor, others: Sequence[mtf.Tensor], grad_function: Callable
   Returns:
     the Tensor `x`
   """
-  return _Tie(x, others, grad_function).outputs[0]
+  return Tie(x, others, grad_function).outputs[0]
 
 
 def stop_gradient(x: mtf.Tensor) -> mtf.Tensor:
@@ -93,8 +93,8 @@ class _Slicewise(mtf.SlicewiseOperation):
                      for number, y in enumerate(self._outputs)]
 
 
-class _Tie(mtf.Operation):
-  """See `tied`."""
+class Tie(mtf.Operation):
+  """See `tied`; it moves no data."""
 
   def __init__(self, x, others, grad_function):
     super().__init__([x, *others], name="tie")

@@ -70,7 +70,7 @@ class MoE2D(transformer.TransformerLayer):
     Raises:
       ValueError: if a value is not allowed.
     """
-    hparams = MoeHparams(
+    self._hparams = ChangeableHparams(
         moe_gating=moe_gating,
         moe_num_experts=(expert_x, expert_y),
         moe_loss_coef=loss_coef,
@@ -92,7 +92,6 @@ class MoE2D(transformer.TransformerLayer):
         moe_dropout_rate=dropout_rate,
         moe_dispatch=dispatch,
         moe_summaries=summaries)
-    self._hparams = ChangeableHparams(hparams)
     self._output_dim = output_dim
     self._experts = experts
 

@@ -33,6 +33,23 @@ class MadeUp:
     return 32 if name == "moe_group_size" else None
 
 
+class Unset:
+  __slots__ = ("moe_group_size", "moe_num_experts", "moe_z_loss")
+
+  def __init__(self):
+    self.moe_num_experts, self.moe_group_size = (4, 2), 32
+
+
+class Config:
+  """A mapping by its methods only."""
+
+  def keys(self):
+    return GIVEN.keys()
+
+  def __getitem__(self, name):
+    return GIVEN[name]
+
+
 class Values(dict):
   """A dict whose entries are attributes, too."""
 
@@ -58,6 +75,7 @@ BESIDE = {"n_head": 8, 3: "number", "moe_switch_jitter": 0.1, "moe_k": 2}
     GIVEN, {**GIVEN, **BESIDE}, types.MappingProxyType(GIVEN),
     collections.defaultdict(lambda: None, GIVEN), Values(GIVEN),
     argparse.Namespace(**GIVEN, steps=3), moe.HParams(**GIVEN), Computed(),
+    Unset(), Config(),
     {"moe_expert_x": 4, "moe_expert_y": 2, "moe_group_size": 32}],
                          ids=lambda given: type(given).__name__)
 def test_mappings_and_objects(given):
@@ -100,7 +118,7 @@ def test_what_has_no_names_is_refused(given):
 
 
 def test_changeable():
-  hparams = ChangeableHparams(MoeHparams(moe_activation=None))
+  hparams = ChangeableHparams(moe_activation=None)
   hparams.moe_group_size = 32
   hparams.add_hparam("moe_num_experts", [4, 2])
   hparams.moe_switch_jitter = 0.1  # For another layer.
@@ -109,6 +127,9 @@ def test_changeable():
   assert MoeHparams.of(hparams) == expected
   assert hparams.moe_group_size == 32
   assert MoeHparams.of(copy.deepcopy(hparams)) == expected
+  assert type(MoeHparams.of(hparams)) is MoeHparams
+  assert MoeHparams.of(dataclasses.replace(
+      hparams, moe_group_size=64)).moe_group_size == 64
   for name, value, said in (
       ("moe_group_size", 0, "MoE2D.group_size = 0"),
       ("group_size", 8, "group_size = 8 is no .*did you mean moe_group_size?"),

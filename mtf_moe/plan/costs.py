@@ -6,6 +6,7 @@ import re
 
 import mesh_tensorflow as mtf
 
+from mtf_moe import operations
 from mtf_moe.plan import step as step_lib
 
 # "decoder/block_003/layer_001/MoE2D/..." is part of "decoder/block_003".
@@ -159,7 +160,8 @@ def peak_activations(step: step_lib.LoweredStep) -> int:
     for x in op.inputs:
       last_use[held_by.get(x, x)] = number
     for y in op.outputs:
-      source = op.inputs[0] if isinstance(op, mtf.ReshapeOperation) else None
+      source = op.inputs[0] if isinstance(
+          op, (mtf.ReshapeOperation, operations.Tie)) else None
       same = source is not None and (
           impl.slice_size(source.shape) == impl.slice_size(y.shape))
       held_by[y] = held_by.get(source, source) if same else y

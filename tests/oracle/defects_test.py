@@ -111,6 +111,14 @@ def test_moe2d_cannot_train_without_padding_information():
   assert np.isfinite(loss)
 
 
+def test_losses_cannot_leave_what_is_recomputed():
+  recomputed = ["LayerStack.recompute_grads = True"]
+  with pytest.raises(ValueError, match="unusable input"):
+    language_model("tests.ReferenceMoE2D", "eval", recomputed)
+  _, loss = language_model("mtf_moe.MoE2D", "eval", recomputed)
+  assert loss == language_model("mtf_moe.MoE2D", "eval")[1]
+
+
 def test_importance_none_in_training_crashes():
   case = Case(importance="absent")
   with pytest.raises(AttributeError, match="NoneType"):
