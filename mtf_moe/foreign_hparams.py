@@ -20,9 +20,10 @@ _OF_MESH_TENSORFLOW = frozenset({
     "moe_use_experts_attention", "moe_use_second_place_expert_prob",
     "moe_use_second_place_expert_prob_temp"})
 _OF_TENSOR2TENSOR = frozenset({
-    "moe_expert_x", "moe_expert_y", "moe_hidden_sizes", "moe_k", "moe_layers",
-    "moe_layers_decoder", "moe_layers_encoder", "moe_n1", "moe_n2",
-    "moe_overhead_eval", "moe_overhead_train"})
+    "moe_expert_x", "moe_expert_y", "moe_experts_x", "moe_experts_y",
+    "moe_hidden_sizes", "moe_k", "moe_layers", "moe_layers_decoder",
+    "moe_layers_encoder", "moe_n1", "moe_n2", "moe_overhead_eval",
+    "moe_overhead_train"})
 _OTHERS = _OF_MESH_TENSORFLOW | _OF_TENSOR2TENSOR
 
 

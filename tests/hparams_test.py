@@ -68,7 +68,8 @@ class Computed:
 
 
 GIVEN = {"moe_num_experts": [4, 2], "moe_group_size": 32}
-BESIDE = {"n_head": 8, 3: "number", "moe_switch_jitter": 0.1, "moe_k": 2}
+BESIDE = {"n_head": 8, 3: "number", "moe_switch_jitter": 0.1, "moe_k": 2,
+          "moe_experts_x": 4, "moe_overhead_train": 1.0}
 
 
 @pytest.mark.parametrize("given", [
