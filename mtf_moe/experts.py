@@ -9,6 +9,8 @@ import functools
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.hparams import MoeHparams
+
 
 def feed_forward(
     inputs, output_dim, expert_dims, hparams, train, variable_dtype):
@@ -18,8 +20,8 @@ def feed_forward(
     inputs: a Tensor [<expert dims>, <batch dims>, input].
     output_dim: a mtf.Dimension.
     expert_dims: a list of the dimensions of `inputs` that number the experts.
-    hparams: a `MoeHparams`; its moe_hidden_size, moe_activation and
-      moe_dropout_rate are used.
+    hparams: what `MoeHparams.of` takes; its moe_hidden_size, moe_activation
+      and moe_dropout_rate are used.
     train: a boolean.
     variable_dtype: a mtf.VariableDType.
 
@@ -29,6 +31,7 @@ def feed_forward(
   Raises:
     ValueError: if the activation is not known.
   """
+  hparams = MoeHparams.of(hparams)
   _check_activation(hparams.moe_activation)
   hidden_dim = mtf.Dimension("expert_hidden", hparams.moe_hidden_size)
   hidden = _hidden_units(

@@ -9,6 +9,8 @@ import math
 import operator
 from typing import Any
 
+from mtf_moe import foreign_hparams
+
 GATINGS = ("top_2", "switch")
 DISPATCHES = ("einsum", "index")
 SECOND_POLICIES = ("all", "none", "threshold", "random")
@@ -21,8 +23,8 @@ class MoeHparams:
   """Hyperparameters of the two-level mixture of experts.
 
   The attributes carry the `moe_` prefix that callers of mesh_tensorflow use,
-  so any object with such attributes can stand in for this one (see `of`). In
-  gin the same names, without the prefix, are parameters of `MoE2D`.
+  so any mapping or object with such names can stand in for this one (see `of`).
+  In gin the same names, without the prefix, are parameters of `MoE2D`.
 
   Attributes:
     moe_gating: the router of both levels, or a pair, one for each level. One
@@ -130,21 +132,29 @@ class MoeHparams:
 
   @classmethod
   def of(cls, hparams) -> "MoeHparams":
-    """The checked hyperparameters that an object's `moe_*` attributes state.
+    """The checked hyperparameters that a mapping or an object states.
 
     Args:
-      hparams: a `MoeHparams`, or any object with `moe_*` attributes. An
-        attribute that is missing takes its default; others are ignored.
+      hparams: a `MoeHparams`, a mapping from `moe_*` names, or any object with
+        such attributes. One that is missing takes its default; those that only
+        other layers of mesh_tensorflow or tensor2tensor have are ignored.
 
     Returns:
       a `MoeHparams`
+
+    Raises:
+      ValueError: on a `moe_*` name that nobody knows, and as above.
     """
+    if isinstance(hparams, ChangeableHparams):
+      return hparams.checked
     if isinstance(hparams, cls):
       return hparams
-    names = (field.name for field in dataclasses.fields(cls))
-    return cls(**{
-        name: getattr(hparams, name) for name in names
-        if hasattr(hparams, name)})
+    return cls(**foreign_hparams.stated(hparams, cls.names()))
+
+  @classmethod
+  def names(cls) -> list[str]:
+    """The names of all hyperparameters."""
+    return [field.name for field in dataclasses.fields(cls)]
 
   def for_inference(self) -> "MoeHparams":
     """What holds where a model is used, not trained or evaluated."""
@@ -193,6 +203,32 @@ class MoeHparams:
     if train:
       return self.moe_second_policy_train, self.moe_second_threshold_train
     return self.moe_second_policy_eval, self.moe_second_threshold_eval
+
+
+class ChangeableHparams:
+  """Hyperparameters that can be set one at a time, and are checked each time.
+
+  What a subclass of `MoE2D` has as `self._hparams`, since that of
+  mesh_tensorflow's layers can be changed, too.
+  """
+
+  def __init__(self, hparams: MoeHparams):
+    vars(self)["checked"] = hparams
+
+  def __getattr__(self, name):
+    # Asked for what is not there; while it is being copied, nothing is.
+    return getattr(vars(self).get("checked"), name)
+
+  def __setattr__(self, name, value):
+    names = MoeHparams.names()
+    foreign_hparams.check_known(name, value, names)
+    if name in names:  # Others are for other layers.
+      vars(self)["checked"] = dataclasses.replace(
+          self.checked, **{name: value})
+
+  def add_hparam(self, name, value):
+    """Sets one, as it can be with mesh_tensorflow's."""
+    setattr(self, name, value)
 
 
 def _checked_experts(num_experts):

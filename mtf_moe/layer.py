@@ -23,10 +23,12 @@ import dataclasses
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
+from mtf_moe import arguments
 from mtf_moe import dispatch
 from mtf_moe import experts as experts_lib
 from mtf_moe import levels
 from mtf_moe import monitoring
+from mtf_moe import operations
 from mtf_moe.gating import switch
 from mtf_moe.gating import top_2
 from mtf_moe.hparams import MoeHparams
@@ -36,9 +38,10 @@ _ROUTERS = {"top_2": top_2.route, "switch": switch.route}
 
 
 def transformer_moe_layer_v2(
-    inputs, output_dim, hparams, train, variable_dtype, layout=None,
+    inputs, output_dim, hparams, train, variable_dtype=None, layout=None,
     mesh_shape=None, nonpadding=None, num_microbatches=None,
-    token_embeddings=None, experts=experts_lib.feed_forward):
+    token_embeddings=None, experts=experts_lib.feed_forward, activation=None,
+    master_dtype=None, slice_dtype=None, activation_dtype=None):
   """Two-level mixture of experts in place of a feed-forward layer.
 
   After Shazeer et al. 2017, https://arxiv.org/abs/1701.06538, appendix B. A
@@ -55,36 +58,48 @@ def transformer_moe_layer_v2(
 
   Args:
     inputs: a Tensor [a, b, l, m], or [b, l, m] where there is one batch
-      dimension.
+      dimension, or [b, m] where there is one position.
     output_dim: the Dimension n of the outputs (it may be the inputs').
-    hparams: a `MoeHparams`, or an object with `moe_*` attributes.
+    hparams: a `MoeHparams`, or a mapping or object with `moe_*` names (see
+      `MoeHparams.of`).
     train: a boolean.
-    variable_dtype: a mtf.VariableDType.
-    layout: an optional input to mtf.convert_to_layout_rules.
-    mesh_shape: an optional input to mtf.convert_to_shape. Without both, nothing
-      is taken to be split.
+    variable_dtype: a mtf.VariableDType, or one type for all that it says. The
+      default is float32, and computation in the type of what they multiply.
+    layout: an optional input to mtf.convert_to_layout_rules, or a mapping.
+    mesh_shape: an optional input to mtf.convert_to_shape, or a mapping. Without
+      both, nothing is taken to be split.
     nonpadding: an optional Tensor that broadcasts to the shape of `inputs`
-      without m, with ones at tokens and zeros at padding, which uses no expert.
+      without m, with ones at tokens and zeros at padding, which uses no expert;
+      or a number for all of them.
     num_microbatches: an optional integer, into how many parts the training
       step is cut; the balancing losses are divided by it.
     token_embeddings: an optional Tensor shaped as `inputs`, the word
       embeddings, needed where hparams.moe_word_embed_mode is set.
     experts: the network inside the experts, a callable with the signature of
       `experts.feed_forward`.
+    activation: if not None, in place of hparams.moe_activation.
+    master_dtype, slice_dtype, activation_dtype: in place of `variable_dtype`,
+      the parts of it.
 
   Returns:
-    outputs: a Tensor [a, b, l, n], or [b, l, n].
+    outputs: a Tensor shaped as `inputs`, with n in place of m.
     loss: a scalar of the same type, to be added to the training loss.
 
   Raises:
-    ValueError: if a hyperparameter is not allowed, the inputs have another
-      rank, or the mesh does not divide the batch or the experts.
+    ValueError: if a hyperparameter or an argument is not allowed, the inputs
+      have another rank, or the mesh does not divide the batch or the experts.
   """
   hparams = MoeHparams.of(hparams)
-  *token_dims, m = _checked_rank(inputs).shape.dims
+  if activation is not None:
+    hparams = dataclasses.replace(hparams, moe_activation=activation)
+  # Routers compute in float32, experts in the type of the inputs.
+  router_dtype, expert_dtype = (
+      arguments.variable_dtype(
+          variable_dtype, master_dtype, slice_dtype, activation_dtype, dtype)
+      for dtype in (tf.float32, inputs.dtype))
+  *token_dims, m = inputs.shape.dims
   mesh = MeshSplit(layout, mesh_shape)
-  a0, b1, l = token_dims if len(token_dims) == 3 else (
-      mesh.inserted_outer_batch(), *token_dims)
+  a0, b1, l = _batch_and_length(token_dims, mesh)
   outer, inner = levels.two_levels(a0, b1, l, hparams, train, mesh)
 
   tokens = mtf.reshape(inputs, outer.token_dims + [m])  # [a0, g1, s, m]
@@ -92,15 +107,16 @@ def transformer_moe_layer_v2(
   tokens = _zero_unless(finite, tokens)
   embeddings = None
   if nonpadding is not None:
-    importance *= mtf.reshape(
-        mtf.zeros(inputs.mesh, token_dims, inputs.dtype) + nonpadding,
-        outer.token_dims)
+    nonpadding = mtf.reshape(
+        arguments.nonpadding(nonpadding, inputs), outer.token_dims)
+    tokens = operations.with_zero_gradients(tokens, [nonpadding])
+    importance *= nonpadding
   if hparams.moe_word_embed_mode is not None and token_embeddings is not None:
     embeddings = mtf.reshape(
         mtf.cast(token_embeddings, inputs.dtype), tokens.shape)
 
   mixture = Mixture(
-      outer, inner, output_dim, hparams, train, variable_dtype,
+      outer, inner, output_dim, hparams, train, router_dtype, expert_dtype,
       num_microbatches, experts)
   outputs, routings = mixture.first_level(tokens, importance, embeddings)
   # Inside the loop over microbatches there is nothing that could be recorded.
@@ -122,7 +138,8 @@ class Mixture:
   output_dim: mtf.Dimension
   hparams: MoeHparams
   train: bool
-  variable_dtype: mtf.VariableDType
+  router_dtype: mtf.VariableDType
+  expert_dtype: mtf.VariableDType
   num_microbatches: int | None
   experts: Callable[..., mtf.Tensor]
 
@@ -179,7 +196,7 @@ class Mixture:
     expert_inputs = inner.to_experts(move.dispatch(tokens))  # [y0, x1, h, d, m]
     expert_outputs = self.experts(
         expert_inputs, self.output_dim, [y0, x1], self.hparams, self.train,
-        self.variable_dtype)  # [y0, x1, h, d, n]
+        self.expert_dtype)  # [y0, x1, h, d, n]
     return move.combine(inner.to_groups(expert_outputs)), routed
 
   @property
@@ -190,18 +207,23 @@ class Mixture:
              embeddings, name):
     return _ROUTERS.get(gating, gating)(
         tokens, outer_expert_dims, level.experts_unsplit, level.capacity,
-        self.hparams, self.train, self.variable_dtype, importance=importance,
+        self.hparams, self.train, self.router_dtype, importance=importance,
         name=name, num_microbatches=self.num_microbatches,
         token_embeddings=embeddings)
 
 
-def _checked_rank(inputs):
-  if len(inputs.shape) not in (3, 4):
+def _batch_and_length(dims, mesh):
+  """The Dimensions (a0, b1, l) of tokens, some of which may have to be made."""
+  named = bool(dims) and dims[0].name == levels.OUTER_BATCH
+  outer = dims[:1] if len(dims) == 3 or named else [mesh.inserted_outer_batch()]
+  batch = dims[1:] if outer == dims[:1] else dims
+  if len(batch) not in (1, 2):
     raise ValueError(
-        f"The layer's inputs have the shape {inputs.shape}, and it takes "
-        "[batch, length, depth] or [outer_batch, batch, length, depth]: "
-        "reshape them, or use MoE2D, which does.")
-  return inputs
+        f"The layer's inputs have the dimensions {dims} and a depth, and it "
+        "takes [batch, length, depth], [outer_batch, batch, length, depth] or "
+        "[batch, depth]: reshape them, or use MoE2D, which does.")
+  position = [] if len(batch) == 2 else [mtf.Dimension("length", 1)]
+  return *outer, *batch, *position
 
 
 def _is_finite(tokens, depth):
@@ -221,8 +243,7 @@ def _zero_unless(finite, tokens):
   ones move tokens, so all of a group, and all gradients, would be NaN.
   """
   def gradient(op, grad):
-    del op
-    return [_zero_unless(finite, grad), None]
+    return [_zero_unless(op.inputs[1], grad), None]
 
   return mtf.slicewise(
       lambda x, finite: tf.where_v2(

@@ -8,6 +8,7 @@ import logging
 
 import mesh_tensorflow as mtf
 
+from mtf_moe import arguments
 from mtf_moe import grouping
 
 _logger = logging.getLogger(__name__)
@@ -80,11 +81,11 @@ class MeshSplit:
     """Without both arguments, nothing is split.
 
     Args:
-      layout: an input to mtf.convert_to_layout_rules, or None.
-      mesh_shape: an input to mtf.convert_to_shape, or None.
+      layout: see `arguments.layout_rules`.
+      mesh_shape: see `arguments.mesh_shape`.
     """
-    self._layout = mtf.convert_to_layout_rules(layout or [])
-    self._shape = mtf.convert_to_shape(mesh_shape or [])
+    self._layout = arguments.layout_rules(layout)
+    self._shape = arguments.mesh_shape(mesh_shape)
 
   @property
   def num_slices(self):

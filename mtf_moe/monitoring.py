@@ -65,7 +65,31 @@ def _record(level, values):
   # mtf puts the variable scope in front of a summary's name.
   with tf.variable_scope(tf.VariableScope(reuse=None, name="")):
     for metric, value in values.items():
-      mtf.scalar_summary(f"{prefix}/{metric}", value)
+      _Record(f"{prefix}/{metric}", value)
+
+
+class _Record(mtf.ScalarSummaryOperation):
+  """`mtf.scalar_summary`, made once where a layer is computed twice.
+
+  mtf copies the operations of a function that it computes again on the backward
+  pass. A second summary would have the same name, and the same value.
+  """
+
+  def __copy__(self):
+    copied = _Forgotten.__new__(_Forgotten)
+    vars(copied).update(vars(self))
+    return copied
+
+
+class _Forgotten(mtf.Operation):
+  """The copy of a `_Record`, which is not recorded."""
+
+  def lower(self, lowering):
+    lowering.set_tensor_lowering(
+        self.outputs[0], lowering.tensors[self.inputs[0]])
+
+  def gradient(self, grad_ys):
+    return grad_ys
 
 
 def metrics(routed: routing.Routing, expert_dims: Sequence[mtf.Dimension]):

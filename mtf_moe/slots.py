@@ -17,6 +17,8 @@ import mesh_tensorflow as mtf
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from mtf_moe import operations
+
 
 @dataclasses.dataclass(frozen=True)
 class SlotTable:
@@ -36,10 +38,6 @@ class SlotTable:
   choices: mtf.Tensor
   tokens: mtf.Tensor
   group_dim: mtf.Dimension
-
-  @property
-  def batch_dims(self) -> list[mtf.Dimension]:
-    return self.tokens.shape.dims[1:-1]
 
   @classmethod
   def of(cls, experts: Sequence[mtf.Tensor], positions: Sequence[mtf.Tensor],
@@ -77,7 +75,7 @@ class SlotTable:
       return numbers, tokens
 
     in_slots = mtf.Shape([experts_dim, *batch_dims, capacity_dim])
-    return cls(*mtf.slicewise(
+    return cls(*operations.slicewise(
         occupants, [weights, *experts, *positions],
         output_shape=[in_slots, in_slots], output_dtype=[tf.int32, tf.int32],
         splittable_dims=batch_dims, grad_function=0, name="slot_table"),
@@ -94,7 +92,12 @@ def fill_slots(table: SlotTable, tokens: mtf.Tensor) -> mtf.Tensor:
   Returns:
     a Tensor [x, <batch dims>, c, m]
   """
-  depth = tokens.shape.dims[-1]
+  return _filled(tokens, table.tokens)
+
+
+def _filled(tokens, numbers):
+  """See `fill_slots`; `numbers` [x, <batch dims>, c] is of the tokens."""
+  *batch_dims, group_dim, depth = tokens.shape.dims
 
   def fill(rows, numbers):
     filled = tf.cast(numbers >= 0, rows.dtype)
@@ -103,10 +106,12 @@ def fill_slots(table: SlotTable, tokens: mtf.Tensor) -> mtf.Tensor:
         tf.reshape(rows, [-1, rows.shape.as_list()[-1]]),
         tf.maximum(numbers, 0)) * filled[..., tf.newaxis]
 
+  def gradient(op, grad):
+    return [_summed(grad, op.inputs[1], None, group_dim), None]
+
   return mtf.slicewise(
-      fill, [tokens, table.tokens], output_shape=table.tokens.shape + depth,
-      splittable_dims=table.batch_dims + [depth],
-      grad_function=lambda op, grad: [sum_of_slots(table, grad), None],
+      fill, [tokens, numbers], output_shape=numbers.shape + depth,
+      splittable_dims=batch_dims + [depth], grad_function=gradient,
       name="fill_slots")
 
 
@@ -122,7 +127,12 @@ def sum_of_slots(table: SlotTable, rows: mtf.Tensor,
   Returns:
     a Tensor of that type, [<batch dims>, s, m]
   """
-  depth = rows.shape.dims[-1]
+  return _summed(rows, table.tokens, weights, table.group_dim)
+
+
+def _summed(rows, numbers, weights, group_dim):
+  """See `sum_of_slots`; `numbers` [x, <batch dims>, c] is of the tokens."""
+  _, *batch_dims, _, depth = rows.shape.dims
 
   def add_up(rows, numbers, weights=None):
     weighted = tf.cast(rows, tf.float32)
@@ -130,21 +140,21 @@ def sum_of_slots(table: SlotTable, rows: mtf.Tensor,
       weighted *= tf.cast(weights, tf.float32)[..., tf.newaxis]
     batch = numbers.shape.as_list()[1:-1]
     return tf.cast(
-        _sums(weighted, numbers, [*batch, table.group_dim.size]), rows.dtype)
+        _sums(weighted, numbers, [*batch, group_dim.size]), rows.dtype)
 
   def gradient(op, grad):
-    del op
-    at_slots = fill_slots(table, grad)  # [x, <batch dims>, c, m]
-    if weights is None:
+    rows, numbers, *weights = op.inputs
+    at_slots = _filled(grad, numbers)  # [x, <batch dims>, c, m]
+    if not weights:
       return [at_slots, None]
     products = mtf.reduce_sum(
         mtf.to_float(rows) * mtf.to_float(at_slots), reduced_dim=depth)
-    return [at_slots * weights, None, mtf.cast(products, weights.dtype)]
+    return [at_slots * weights[0], None, mtf.cast(products, weights[0].dtype)]
 
   return mtf.slicewise(
-      add_up, [rows, table.tokens] + ([] if weights is None else [weights]),
-      output_shape=mtf.Shape([*table.batch_dims, table.group_dim, depth]),
-      output_dtype=rows.dtype, splittable_dims=table.batch_dims + [depth],
+      add_up, [rows, numbers] + ([] if weights is None else [weights]),
+      output_shape=mtf.Shape([*batch_dims, group_dim, depth]),
+      output_dtype=rows.dtype, splittable_dims=batch_dims + [depth],
       grad_function=gradient, name="sum_of_slots")
 
 
@@ -158,25 +168,25 @@ def weights_in_slots(table: SlotTable, weights: mtf.Tensor) -> mtf.Tensor:
   Returns:
     a Tensor [x, <batch dims>, c]
   """
+  choices_dim, *batch_dims, group_dim = weights.shape.dims
+
   def take(weights, numbers):
     taken = tf.gather(tf.reshape(weights, [-1]), tf.maximum(numbers, 0))
     return tf.where(numbers >= 0, taken, tf.zeros_like(taken))
 
+  def put_back(grad, numbers):
+    batch = numbers.shape.as_list()[1:-1]
+    return _sums(grad, numbers, [choices_dim.size, *batch, group_dim.size])
+
   def gradient(op, grad):
-    del op
-
-    def put_back(grad, numbers):
-      batch = numbers.shape.as_list()[1:-1]
-      return _sums(grad, numbers, [
-          weights.shape.dims[0].size, *batch, table.group_dim.size])
-
+    weights, numbers = op.inputs
     return [mtf.slicewise(
-        put_back, [grad, table.choices], output_shape=weights.shape,
-        splittable_dims=table.batch_dims, grad_function=0), None]
+        put_back, [grad, numbers], output_shape=weights.shape,
+        splittable_dims=batch_dims, grad_function=0), None]
 
   return mtf.slicewise(
       take, [weights, table.choices], output_shape=table.choices.shape,
-      output_dtype=weights.dtype, splittable_dims=table.batch_dims,
+      output_dtype=weights.dtype, splittable_dims=batch_dims,
       grad_function=gradient, name="weights_in_slots")
 
 

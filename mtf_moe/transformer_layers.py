@@ -11,7 +11,12 @@ from tensorflow_estimator import estimator as tf_estimator
 from mtf_moe import experts as experts_lib
 from mtf_moe import layer
 from mtf_moe import levels
+from mtf_moe import recomputation
+from mtf_moe.hparams import ChangeableHparams
 from mtf_moe.hparams import MoeHparams
+
+# LayerStack.recompute_grads needs it, in any program that builds MoE2D.
+recomputation.install()
 
 # In all others a model is used, and the result for one sequence should not
 # depend on its neighbours.
@@ -27,6 +32,9 @@ class MoE2D(transformer.TransformerLayer):
   and defaults, except `second_policy_eval`: "threshold" evaluates a checkpoint
   to the same number every time, where "random" draws anew. What each one means,
   and what it may be, is said in `MoeHparams`.
+
+  A subclass passes other values on, `super().__init__(**{"group_size": 512,
+  **kwargs})`, or sets them afterwards, `self._hparams.moe_group_size = 512`.
   """
 
   def __init__(self,
@@ -70,7 +78,7 @@ class MoE2D(transformer.TransformerLayer):
     Raises:
       ValueError: if a value is not allowed.
     """
-    self._hparams = MoeHparams(
+    hparams = MoeHparams(
         moe_gating=moe_gating,
         moe_num_experts=(expert_x, expert_y),
         moe_loss_coef=loss_coef,
@@ -93,13 +101,14 @@ class MoE2D(transformer.TransformerLayer):
         moe_dropout_rate=dropout_rate,
         moe_dispatch=dispatch,
         moe_summaries=summaries)
+    self._hparams = ChangeableHparams(hparams)
     self._output_dim = output_dim
     self._experts = experts
 
   @property
   def hparams(self) -> MoeHparams:
     """The parameters, under the names that `MoeHparams` gives them."""
-    return self._hparams
+    return MoeHparams.of(self._hparams)
 
   def call(self, context, x, losses=None):
     """Applies the layer and adds its loss to the context's.
@@ -128,7 +137,7 @@ class MoE2D(transformer.TransformerLayer):
       t = mtf.zeros(x.mesh, batch_dims, x.dtype) + t
       return mtf.reshape(t, token_dims)
 
-    hparams = self._hparams
+    hparams = self.hparams
     if context.mode not in _MODES_WITH_CAPACITIES:
       hparams = hparams.for_inference()
     nonpadding = _nonpadding(context, batch_dims)
@@ -149,9 +158,10 @@ class MoE2D(transformer.TransformerLayer):
         num_microbatches=context.num_microbatches,
         token_embeddings=embeddings,
         experts=self._experts)
-    if context.losses is not None:
-      context.losses.append(loss)
-    return mtf.reshape(y, batch_dims + [output_dim])
+    y = mtf.reshape(y, batch_dims + [output_dim])
+    if context.losses is None:
+      return y
+    return recomputation.leave(context.losses, loss, y)
 
 
 def _as_batch_and_length(dims):

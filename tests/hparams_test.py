@@ -1,12 +1,18 @@
 """Hyperparameters: defaults, where they come from, what they refuse."""
 
+import argparse
+import collections
+import copy
 import dataclasses
 import inspect
+import re
 import types
 
+import gin
 from mesh_tensorflow.transformer import moe
 import pytest
 
+from mtf_moe.hparams import ChangeableHparams
 from mtf_moe.hparams import MoeHparams
 
 
@@ -18,6 +24,98 @@ def test_any_object_with_the_attributes_will_do():
   assert hparams.moe_group_size == 32
   assert hparams.moe_hidden_size == 4096  # A default.
   assert MoeHparams.of(hparams) is hparams
+
+
+class MadeUp:
+  """Has one hyperparameter, and None for whatever else it is asked."""
+
+  def __getattr__(self, name):
+    return 32 if name == "moe_group_size" else None
+
+
+class Values(dict):
+  """A dict whose entries are attributes, too."""
+
+  __getattr__ = dict.get
+
+
+class Computed:
+  moe_num_experts = (4, 2)
+
+  def moe_layer(self):
+    """Not a hyperparameter."""
+
+  @property
+  def moe_group_size(self):
+    return 32
+
+
+GIVEN = {"moe_num_experts": [4, 2], "moe_group_size": 32}
+BESIDE = {"n_head": 8, 3: "number", "moe_switch_jitter": 0.1, "moe_k": 2}
+
+
+@pytest.mark.parametrize("given", [
+    GIVEN, {**GIVEN, **BESIDE}, types.MappingProxyType(GIVEN),
+    collections.defaultdict(lambda: None, GIVEN), Values(GIVEN),
+    argparse.Namespace(**GIVEN, steps=3), moe.HParams(**GIVEN), Computed(),
+    {"moe_expert_x": 4, "moe_expert_y": 2, "moe_group_size": 32}],
+                         ids=lambda given: type(given).__name__)
+def test_mappings_and_objects(given):
+  assert MoeHparams.of(given) == MoeHparams(
+      moe_num_experts=(4, 2), moe_group_size=32)
+
+
+def test_an_object_that_makes_up_its_attributes():
+  assert MoeHparams.of(MadeUp()) == MoeHparams(moe_group_size=32)
+
+
+def test_what_mesh_tensorflow_has_is_known():
+  theirs = moe.HParams()
+  moe.set_default_moe_hparams(theirs)
+  assert MoeHparams.of(theirs).moe_num_experts == 16
+  gin.parse_config("MoE1D.num_experts = 8")
+  assert MoeHparams.of(moe.MoE1D()._hparams).moe_num_experts == 8
+  assert MoeHparams.of(moe.MoE2D(4, 2)._hparams).moe_num_experts == (4, 2)
+
+
+@pytest.mark.parametrize("kind", [
+    dict, lambda **given: types.SimpleNamespace(**given), moe.HParams])
+@pytest.mark.parametrize("name, said", [
+    ("moe_hiden_size", "did you mean moe_hidden_size?"),
+    ("moe_Hidden_Size", "did you mean moe_hidden_size?"),
+    ("moe_capacity_factor", "did you mean moe_capacity_factor_"),
+    ("moe_second_threshold", "did you mean moe_second_threshold_"),
+    ("moe_xyz", "choose one of: moe_gating, moe_num_experts, "),
+])
+def test_unknown_names_are_told(kind, name, said):
+  with pytest.raises(ValueError, match="^" + re.escape(
+      f"{name} = 64 is no hyperparameter of the layer: {said}")):
+    MoeHparams.of(kind(**GIVEN, **{name: 64}))
+
+
+@pytest.mark.parametrize("given", [None, "top_2", 8, (4, 4), ["moe_gating"]])
+def test_what_has_no_names_is_refused(given):
+  with pytest.raises(ValueError, match="names no hyperparameters: pass a Moe"):
+    MoeHparams.of(given)
+
+
+def test_changeable():
+  hparams = ChangeableHparams(MoeHparams(moe_activation=None))
+  hparams.moe_group_size = 32
+  hparams.add_hparam("moe_num_experts", [4, 2])
+  hparams.moe_switch_jitter = 0.1  # For another layer.
+  expected = MoeHparams(
+      moe_activation=None, moe_group_size=32, moe_num_experts=(4, 2))
+  assert MoeHparams.of(hparams) == expected
+  assert hparams.moe_group_size == 32
+  assert MoeHparams.of(copy.deepcopy(hparams)) == expected
+  for name, value, said in (
+      ("moe_group_size", 0, "MoE2D.group_size = 0"),
+      ("group_size", 8, "group_size = 8 is no .*did you mean moe_group_size?"),
+      ("moe_grup_size", 8, "did you mean moe_group_size?")):
+    with pytest.raises(ValueError, match=said):
+      setattr(hparams, name, value)
+  assert MoeHparams.of(hparams) == expected
 
 
 def test_defaults_are_those_of_the_reference():

@@ -3,6 +3,7 @@
 import functools
 import inspect
 
+import gin
 import mesh_tensorflow as mtf
 from mesh_tensorflow.transformer import moe
 from mesh_tensorflow.transformer import transformer
@@ -375,6 +376,53 @@ def test_a_network_of_ones_own_in_the_experts():
   np.testing.assert_allclose(
       ratio, np.broadcast_to(ratio[..., :1], ratio.shape), rtol=1e-4)
   assert ratio.min() >= 0.25 and ratio.max() <= 1.0
+
+
+class KeywordsOfItsOwn(mtf_moe.MoE2D):
+
+  def __init__(self, **kwargs):
+    super().__init__(**{"hidden_size": 24, "group_size": 32, **kwargs})
+
+
+class SetsAfterwards(mtf_moe.MoE2D):
+
+  def __init__(self, **kwargs):
+    super().__init__(**kwargs)
+    self._hparams.moe_hidden_size = 24
+    self._hparams.add_hparam("moe_group_size", 32)
+
+
+class AllOfItsOwn(mtf_moe.MoE2D):
+  """As a subclass of mesh_tensorflow's class may do."""
+
+  def __init__(self, **kwargs):
+    super().__init__(**kwargs)
+    self._hparams = moe.HParams(**{
+        **vars(self.hparams), "moe_hidden_size": 24, "moe_group_size": 32})
+
+
+@pytest.mark.parametrize("cls", [KeywordsOfItsOwn, SetsAfterwards, AllOfItsOwn])
+def test_subclasses_set_hyperparameters(cls):
+  gin_config.parse([], ["MoE2D.loss_coef = 0.5"])
+  layer = cls(expert_x=2, expert_y=4)
+  assert layer.hparams == mtf_moe.MoeHparams(
+      moe_num_experts=(2, 4), moe_hidden_size=24, moe_group_size=32,
+      moe_loss_coef=0.5)
+  assert mtf_moe.MoE2D().hparams.moe_hidden_size == 4096
+
+
+def test_what_a_subclass_sets_is_used():
+  gin.external_configurable(SetsAfterwards, module="tests")
+
+  def hidden_sizes(model, tensors):
+    teacher_forced(model, tensors)
+    return [mtf.constant(v.mesh, v.shape.dims[-1].size, mtf.Shape([]))
+            for v in tensors["targets"].graph.trainable_variables
+            if v.name.endswith("wi/kernel")]
+
+  assert run_model(
+      "models/lm_tiny.gin", (1, 1), {"targets": some_ids(2, 2)}, hidden_sizes,
+      ["transformer.make_layer_stack.layers = [@tests.SetsAfterwards]"]) == [24]
 
 
 def test_ensembles_are_refused():

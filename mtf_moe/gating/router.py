@@ -8,6 +8,7 @@ import mesh_tensorflow as mtf
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from mtf_moe import operations
 from mtf_moe.gating import losses
 from mtf_moe.gating import word_embeddings
 
@@ -65,10 +66,9 @@ def top_1(gates, experts_dim):
             experts_dim.size - ranks)
 
   def gradient(op, grad, _):
-    return [grad * mtf.one_hot(
-        op.outputs[1], experts_dim, dtype=gates.dtype)]
+    return [grad * mtf.one_hot(op.outputs[1], experts_dim, dtype=grad.dtype)]
 
-  return mtf.slicewise(
+  return operations.slicewise(
       largest, [gates], output_shape=[mtf.Shape(token_dims)] * 2,
       output_dtype=[gates.dtype, tf.int32], splittable_dims=token_dims,
       grad_function=gradient, name="top_1")

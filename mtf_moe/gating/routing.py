@@ -11,6 +11,8 @@ import functools
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
+from mtf_moe import operations
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
@@ -119,7 +121,7 @@ def fill_buffers(
   batch_dims = tokens.dims[:-1]
   per_expert = mtf.Shape(batch_dims + [experts_dim])
   k = len(experts)
-  filled = mtf.slicewise(
+  filled = operations.slicewise(
       functools.partial(_fill, experts_dim.size, capacity_dim.size),
       [*experts, *wanted],
       output_shape=[tokens] * 2 * k + [per_expert] * 2 * k,
@@ -139,7 +141,8 @@ def _weight_if_kept(gate, kept):
   """
   return mtf.cwise(
       tf.math.multiply_no_nan, [gate, kept],
-      grad_function=lambda op, grad: [grad * kept, None], name="weight_if_kept")
+      grad_function=lambda op, grad: [grad * op.inputs[1], None],
+      name="weight_if_kept")
 
 
 def _fill(num_experts, capacity, *choices):

@@ -29,7 +29,7 @@ def _top_2_gating(
       router each: the experts of the level above.
     experts_dim: the Dimension of the experts to choose from.
     expert_capacity_dim: the Dimension of one expert's buffer for one group.
-    hparams: a `MoeHparams` or an object with `moe_*` attributes.
+    hparams: a `MoeHparams`, or a mapping or object with `moe_*` names.
     train: a boolean.
     variable_dtype: a mtf.VariableDType.
     importance: an optional Tensor [<batch dims>, group]. A token of importance

@@ -2,6 +2,8 @@
 
 import mesh_tensorflow as mtf
 
+from mtf_moe import operations
+
 
 def add_to_gate_inputs(gate_inputs, token_embeddings, mode):
   """Lets the router see the word itself, beside its contextual state.
@@ -26,7 +28,7 @@ def add_to_gate_inputs(gate_inputs, token_embeddings, mode):
         "MoE2D.word_embed_mode = None.")
   embeddings = mtf.to_float(token_embeddings)
   if mode.endswith("_stop_grad"):
-    embeddings = mtf.stop_gradient(embeddings)
+    embeddings = operations.stop_gradient(embeddings)
   if mode == "embed_only":
     return embeddings
   if mode.startswith("add"):

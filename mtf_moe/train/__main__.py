@@ -19,6 +19,7 @@ import gin
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
+from mtf_moe import recomputation
 from mtf_moe.run import config_files
 from mtf_moe.run import patches
 from mtf_moe.train import checkpoints
@@ -67,6 +68,8 @@ def main(argv):
     except (ImportError, OSError, ValueError) as error:
       sys.exit(f"mtf_moe.train: {error}")
     stack.enter_context(patches.graphs_as_built())
+    if run_mode.get() != "train":
+      stack.enter_context(recomputation.unused())
     _run()
 
 

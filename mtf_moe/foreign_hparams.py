@@ -1,0 +1,92 @@
+"""Hyperparameters as other programs hold them: mappings, and objects.
+
+A name that nobody knows is a misspelled one, whose default would be used
+without a word.
+"""
+
+from collections.abc import Iterable, Mapping
+import difflib
+from typing import Any
+
+_PREFIX = "moe_"
+
+# What programs hold beside the hyperparameters of the two-level layer, which
+# has no use for it.
+_OF_MESH_TENSORFLOW = frozenset({
+    "moe_heterogeneous_mask_info", "moe_ntlb_top_k", "moe_num_layers",
+    "moe_output_dim", "moe_switch_dropout", "moe_switch_jitter",
+    "moe_switch_policy_eval", "moe_switch_policy_train",
+    "moe_switch_temperature", "moe_top_n_num_experts_per_token",
+    "moe_use_experts_attention", "moe_use_second_place_expert_prob",
+    "moe_use_second_place_expert_prob_temp"})
+_OF_TENSOR2TENSOR = frozenset({
+    "moe_expert_x", "moe_expert_y", "moe_hidden_sizes", "moe_k", "moe_layers",
+    "moe_layers_decoder", "moe_layers_encoder", "moe_n1", "moe_n2",
+    "moe_overhead_eval", "moe_overhead_train"})
+_OTHERS = _OF_MESH_TENSORFLOW | _OF_TENSOR2TENSOR
+
+
+def stated(hparams: Any, known: Iterable[str]) -> dict[str, Any]:
+  """The hyperparameters that a mapping or an object states, by name.
+
+  Args:
+    hparams: a mapping, or an object with attributes. Whatever does not begin
+      with "moe_" is left alone.
+    known: the names of the layer's hyperparameters.
+
+  Returns:
+    a dict
+
+  Raises:
+    ValueError: on an unknown name, or something that has no names at all.
+  """
+  known = list(known)
+  if hparams is None or isinstance(
+      hparams, (str, bytes, int, float, list, tuple, set)):
+    raise ValueError(
+        f"hparams = {hparams!r} names no hyperparameters: pass a MoeHparams, "
+        "or a mapping or object with moe_* names, such as "
+        '{"moe_hidden_size": 4096}.')
+  entries = {}
+  if isinstance(hparams, Mapping):
+    entries.update((name, value) for name, value in hparams.items()
+                   if isinstance(name, str) and _is_ours(name))
+  for name in filter(_is_ours, dir(hparams)):
+    value = getattr(hparams, name)
+    if name in known or not callable(value):  # It may have such methods.
+      entries.setdefault(name, value)
+  for name in known:
+    # An object may make up attributes that are asked for, None at worst.
+    if name not in entries and getattr(hparams, name, None) is not None:
+      entries[name] = getattr(hparams, name)
+  for name, value in entries.items():
+    check_known(name, value, known)
+  if "moe_num_experts" not in entries and (
+      {"moe_expert_x", "moe_expert_y"} <= entries.keys()):
+    entries["moe_num_experts"] = (
+        entries["moe_expert_x"], entries["moe_expert_y"])
+  return {name: entries[name] for name in known if name in entries}
+
+
+def check_known(name: str, value: Any, known: Iterable[str]):
+  """Raises ValueError unless somebody knows the name.
+
+  Args:
+    name: a string.
+    value: what it is set to, for the message.
+    known: the names of the layer's hyperparameters.
+  """
+  known = list(known)
+  if name in known or name in _OTHERS:
+    return
+  nearest = difflib.get_close_matches(
+      name.lower(), known, n=1) or difflib.get_close_matches(
+          _PREFIX + name.lower(), known, n=1)
+  remedy = (f"did you mean {nearest[0]}?" if nearest else
+            f"choose one of: {', '.join(known)}.")
+  raise ValueError(
+      f"{name} = {value!r} is no hyperparameter of the layer: {remedy}")
+
+
+def _is_ours(name):
+  return name.lower().startswith(_PREFIX)
