@@ -10,20 +10,22 @@ _logger = logging.getLogger(__name__)
 
 
 def _split_into_groups(n, max_group_size, mesh_dim_size):
-  """Splits n tokens into equal groups, as large as the constraints allow.
+  """Splits n tokens into equal groups of about the size asked for.
 
-  The group size is the largest number that is at most `max_group_size`, divides
-  n, and leaves a number of groups that is a multiple of `mesh_dim_size`: then
-  every slice of the mesh holds whole groups.
+  The number of groups is the smallest that divides n, is a multiple of
+  `mesh_dim_size`, so that every slice of the mesh holds whole groups, and is no
+  smaller than n // max_group_size. These are the groups of mesh_tensorflow, so
+  that a checkpoint from there drops the same tokens here.
 
-  Where n has no suitable divisor (a prime number of tokens, say) the groups
-  become small, in the extreme one token each. That is always correct, but a
-  small group fills few of its experts' slots, so a warning tells about groups
+  `max_group_size` is a target and no bound: 1500 tokens at 1024 are one group
+  of 1500. Where n has no suitable divisor the groups become much smaller, in
+  the extreme one token each (2053 tokens at 1024). That is always correct, but
+  a small group fills few of its experts' slots, so a warning tells about groups
   of less than half the size asked for.
 
   Args:
     n: an integer, the number of tokens.
-    max_group_size: an integer, the largest group allowed.
+    max_group_size: an integer, the size asked for.
     mesh_dim_size: an integer, the number of slices that the groups are split
       over.
 
@@ -44,15 +46,18 @@ def _split_into_groups(n, max_group_size, mesh_dim_size):
         "make the number of tokens (run.batch_size times the sequence length, "
         "over tpu_estimator_model_fn.outer_batch_size) a multiple of "
         f"{mesh_dim_size}, or change run.mesh_shape.")
-  tokens_per_slice = n // mesh_dim_size
-  group_size = _largest_divisor(tokens_per_slice, max_group_size)
-  if 2 * group_size < min(max_group_size, tokens_per_slice):
+  fewest = max(1, n // max_group_size)
+  first_multiple = -(-fewest // mesh_dim_size) * mesh_dim_size
+  num_groups = next(number for number in range(
+      first_multiple, n + 1, mesh_dim_size) if n % number == 0)
+  group_size = n // num_groups
+  if 2 * group_size < min(max_group_size, n // mesh_dim_size):
     _logger.warning(
         "%d tokens on %d mesh slices split into groups of only %d, where "
-        "MoE2D.group_size allows %d: small groups leave many expert slots "
-        "empty. Choose a batch size with a divisor nearer to it.",
+        "MoE2D.group_size = %d: small groups leave many expert slots empty. "
+        "Choose a batch size with a divisor nearer to it.",
         n, mesh_dim_size, group_size, max_group_size)
-  return n // group_size, group_size
+  return num_groups, group_size
 
 
 def expert_capacity(group_size, capacity_factor, num_experts, min_capacity):
@@ -72,8 +77,3 @@ def expert_capacity(group_size, capacity_factor, num_experts, min_capacity):
   """
   even_share = int(group_size * capacity_factor / num_experts)
   return max(min(group_size, even_share), min_capacity)
-
-
-def _largest_divisor(n, limit):
-  """The largest divisor of n that is at most limit."""
-  return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)

@@ -33,8 +33,9 @@ class MoeHparams:
       single integer where only one level is routed (`_top_2_gating`).
     moe_loss_coef: weight of the balancing losses in the training loss.
     moe_hidden_size: units in the hidden layer of one expert.
-    moe_group_size: the most tokens in one group. A router fills the experts'
-      buffers group by group.
+    moe_group_size: about how many tokens are in one group: the real size
+      divides the tokens of a slice of the mesh (grouping._split_into_groups).
+      A router fills the experts' buffers group by group.
     moe_min_expert_capacity: the fewest slots of an expert's buffer in a group.
     moe_capacity_factor_train: slots an expert has in a group, relative to an
       even share of the group's tokens, at the first level while training.
@@ -43,6 +44,11 @@ class MoeHparams:
     moe_dropless_eval: outside of training, give every expert, at both levels,
       as many slots as the group has tokens, whatever the capacity factors: no
       token is dropped. What a model loses by its capacities is the difference.
+    moe_dropless_inference: the same where `MoE2D` scores, samples, searches
+      with beams or is exported: what comes out for one sequence then does not
+      depend on the others in its batch. The experts compute as many slots as
+      there are tokens, each of them, at both levels; False has the capacities
+      of evaluation there, too.
     moe_use_second_place_loss: also balance the second choices.
     moe_second_policy_train: which tokens use their second choice while
       training, one of `SECOND_POLICIES`: "all" of them, "none", those whose
@@ -80,6 +86,7 @@ class MoeHparams:
   moe_capacity_factor_eval: float = 2.0
   moe_capacity_factor_second_level: float = 1.0
   moe_dropless_eval: bool = False
+  moe_dropless_inference: bool = True
   moe_use_second_place_loss: bool = False
   moe_second_policy_train: str = "random"
   moe_second_policy_eval: str = "threshold"
@@ -105,7 +112,8 @@ class MoeHparams:
                  "capacity_factor_second_level"):
       _check_number(name, getattr(self, "moe_" + name), positive=True,
                     remedy="1.0 gives every expert an even share of the tokens")
-    _check_boolean("dropless_eval", self.moe_dropless_eval)
+    for name in ("dropless_eval", "dropless_inference"):
+      _check_boolean(name, getattr(self, "moe_" + name))
     for name in ("second_policy_train", "second_policy_eval"):
       _check_choice(name, getattr(self, "moe_" + name), SECOND_POLICIES)
     for name in ("second_threshold_train", "second_threshold_eval"):
@@ -147,6 +155,12 @@ class MoeHparams:
   def names(cls) -> list[str]:
     """The names of all hyperparameters."""
     return [field.name for field in dataclasses.fields(cls)]
+
+  def for_inference(self) -> "MoeHparams":
+    """What holds where a model is used, not trained or evaluated."""
+    return dataclasses.replace(
+        self, moe_dropless_eval=(
+            self.moe_dropless_eval or self.moe_dropless_inference))
 
   @property
   def experts_per_level(self) -> tuple[int, int]:

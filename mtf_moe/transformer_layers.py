@@ -5,6 +5,8 @@ import math
 import gin
 import mesh_tensorflow as mtf
 from mesh_tensorflow.transformer import transformer
+import tensorflow.compat.v1 as tf
+from tensorflow_estimator import estimator as tf_estimator
 
 from mtf_moe import experts as experts_lib
 from mtf_moe import layer
@@ -15,6 +17,11 @@ from mtf_moe.hparams import MoeHparams
 
 # LayerStack.recompute_grads needs it, in any program that builds MoE2D.
 recomputation.install()
+
+# In all others a model is used, and the result for one sequence should not
+# depend on its neighbours.
+_MODES_WITH_CAPACITIES = (
+    tf_estimator.ModeKeys.TRAIN, tf_estimator.ModeKeys.EVAL)
 
 
 @gin.configurable(module="mtf_moe")
@@ -53,6 +60,7 @@ class MoE2D(transformer.TransformerLayer):
                dispatch="einsum",
                summaries=True,
                dropless_eval=False,
+               dropless_inference=True,
                output_dim=None,
                experts=experts_lib.feed_forward):
     """Checks the parameters.
@@ -81,6 +89,7 @@ class MoE2D(transformer.TransformerLayer):
         moe_capacity_factor_eval=capacity_factor_eval,
         moe_capacity_factor_second_level=capacity_factor_second_level,
         moe_dropless_eval=dropless_eval,
+        moe_dropless_inference=dropless_inference,
         moe_use_second_place_loss=use_second_place_loss,
         moe_second_policy_train=second_policy_train,
         moe_second_policy_eval=second_policy_eval,
@@ -119,7 +128,6 @@ class MoE2D(transformer.TransformerLayer):
       raise NotImplementedError(
           "MoE2D does not work with ensembles: set Unitransformer.ensemble = "
           "None.")
-    hparams = self.hparams
     batch_dims = x.shape.dims[:-1]
     token_dims = _as_batch_and_length(batch_dims)
 
@@ -128,7 +136,10 @@ class MoE2D(transformer.TransformerLayer):
       t = mtf.zeros(x.mesh, batch_dims, x.dtype) + t
       return mtf.reshape(t, token_dims)
 
-    nonpadding = context.nonpadding
+    hparams = self.hparams
+    if context.mode not in _MODES_WITH_CAPACITIES:
+      hparams = hparams.for_inference()
+    nonpadding = _nonpadding(context, batch_dims)
     embeddings = None
     if hparams.moe_word_embed_mode is not None:
       embeddings = mtf.reshape(
@@ -167,3 +178,41 @@ def _as_batch_and_length(dims):
     return dims
   length = math.prod(dim.size for dim in positions)
   return dims[:num_batch_dims] + [mtf.Dimension("length", length)]
+
+
+def _nonpadding(context, batch_dims):
+  """Ones at tokens and zeros at padding, as far as the context tells.
+
+  mesh_tensorflow tells its layers in training and evaluation. In the other
+  modes, and for data without segmentation, only the ids do, of which 0 is
+  padding.
+
+  Args:
+    context: a transformer.Context.
+    batch_dims: a list of Dimensions, those of the layer's inputs without the
+      model's.
+
+  Returns:
+    a Tensor with some of these dimensions; None or 1 where nothing is known.
+  """
+  if isinstance(context.sequence_id, mtf.Tensor):
+    return context.nonpadding
+  ids = context.inputs
+  if ids is None or not ids.dtype.is_integer or not (
+      set(ids.shape.dims) <= set(batch_dims)):
+    return context.nonpadding
+  is_token = mtf.not_equal(ids, 0)
+  if context.mode == "incremental":
+    # Sequences begin with a 0.
+    is_token = mtf.logical_or(is_token, mtf.equal(context.position, 0))
+  elif context.mode != "first_part" and context.model.autoregressive:
+    # A position is fed the token before the one that it predicts, and that one
+    # counts. The one that the last position predicts is not known.
+    length = context.length_dim
+    is_last = mtf.equal(
+        mtf.range(ids.mesh, length, tf.int32), length.size - 1)
+    if length.size > 1:
+      is_last = mtf.logical_and(is_last, is_token)
+    is_token = mtf.logical_or(is_last, mtf.not_equal(
+        mtf.shift(ids, -1, length, wrap=False), 0))
+  return mtf.cast(is_token, context.activation_dtype)

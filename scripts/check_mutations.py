@@ -164,6 +164,9 @@ MUTATIONS = [
              "tokens = mtf.transpose(mtf.reshape(inputs, [a0, "
              "outer.group_size, outer.groups, m]), outer.token_dims + [m])",
              ORACLE),
+    Mutation(17, "no group above the size asked for", "grouping.py",
+             "max(1, n // max_group_size)", "-(-n // max_group_size)",
+             GROUPING),
     Mutation(17, "groups at level one whatever the mesh", "levels.py",
              "hparams.moe_group_size, mesh.ways(b1)",
              "hparams.moe_group_size, 1", MESHES),

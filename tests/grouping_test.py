@@ -1,4 +1,4 @@
-"""Groups and capacities, against brute force and by hand."""
+"""Groups and capacities, against the reference and by hand."""
 
 import itertools
 
@@ -16,9 +16,10 @@ from mtf_moe import grouping
     (35, 9, 1, (5, 7)),
     (12, 100, 1, (1, 12)),
     (12, 100, 4, (4, 3)),
-    (1500, 1024, 1, (2, 750)),  # The reference gives one group of 1500.
-    (1009, 1024, 1, (1, 1009)),  # A prime number that fits into one group,
-    (1009, 1008, 1, (1009, 1)),  # and one that does not.
+    (1500, 1024, 1, (1, 1500)),  # More than asked for, but less than two.
+    (1031, 1024, 1, (1, 1031)),  # A prime number is one group,
+    (2053, 1024, 1, (2053, 1)),  # or, from two groups on, as many as it is.
+    (12, 5, 4, (4, 3)),  # 2 groups would be enough, but for the mesh.
     (7, 1, 1, (7, 1)),
 ])
 def test_by_hand(n, max_group_size, mesh_dim_size, expected):
@@ -26,27 +27,16 @@ def test_by_hand(n, max_group_size, mesh_dim_size, expected):
       n, max_group_size, mesh_dim_size) == expected
 
 
-def test_largest_group_that_meets_all_constraints():
-  for n, limit, ways in itertools.product(
-      range(1, 61), (1, 2, 7, 12, 60), (1, 2, 3, 4)):
-    if n % ways:
-      continue
-    expected = max(
-        size for size in range(1, limit + 1)
-        if n % size == 0 and n // size % ways == 0)
-    assert grouping._split_into_groups(n, limit, ways) == (
-        n // expected, expected)
-
-
-def test_same_as_the_reference_wherever_that_keeps_its_bound():
-  kept = 0
-  for n, limit, ways in itertools.product(
-      range(4, 200, 4), (3, 8, 16, 33, 64), (1, 2, 4)):
-    theirs = moe._split_into_groups(n, limit, ways)
-    if theirs[1] <= limit:
-      kept += 1
-      assert grouping._split_into_groups(n, limit, ways) == theirs
-  assert kept > 300
+def test_same_as_the_reference():
+  """Above all for n between one and two group sizes, where they exceed it."""
+  larger = 0
+  for n, target, ways in itertools.product(
+      range(1, 200), (1, 2, 3, 7, 8, 16, 33, 64, 100, 199), (1, 2, 3, 4)):
+    if n % ways == 0:
+      expected = moe._split_into_groups(n, target, ways)
+      assert grouping._split_into_groups(n, target, ways) == expected
+      larger += expected[1] > target
+  assert larger > 400
 
 
 @pytest.mark.parametrize("n, max_group_size, mesh_dim_size", [
@@ -57,9 +47,9 @@ def test_impossible_sizes(n, max_group_size, mesh_dim_size):
 
 
 def test_small_groups_are_told(caplog):
-  grouping._split_into_groups(1009, 1008, 1)
+  grouping._split_into_groups(2053, 1024, 1)
   assert "groups of only 1" in caplog.text
-  assert "MoE2D.group_size allows 1008" in caplog.text
+  assert "MoE2D.group_size = 1024" in caplog.text
 
 
 def test_large_groups_are_not_told(caplog):

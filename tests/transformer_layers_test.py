@@ -13,6 +13,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import mtf_moe
+from mtf_moe import transformer_layers
 from tests import gin_config
 from tests import harness
 
@@ -141,6 +142,123 @@ def test_dropless_evaluation(mode):
   assert np.abs(dropped - room_for_all).max() > 1e-3
   np.testing.assert_array_equal(
       dropless, room_for_all if mode == "eval" else dropped)
+
+
+# Two slots at each expert, for 8 tokens and more: tokens are dropped.
+LITTLE_ROOM = [
+    "MoE2D.min_expert_capacity = 1", "MoE2D.second_policy_eval = 'all'",
+    *(f"MoE2D.capacity_factor_{which} = 0.5"
+      for which in ("train", "eval", "second_level"))]
+WITH_CAPACITIES = "MoE2D.dropless_inference = False"
+# Sequences of different length; the first is the shortest.
+PADDED = some_ids(4)
+for size, row in zip((3, 8, 5, 7), PADDED, strict=True):
+  row[size:] = 0
+
+
+def scores(ids, *bindings, told=False, mode="score"):
+  """Log-probabilities of the tokens of each sequence [batch, length]."""
+  def use(model, tensors):
+    targets = tensors["targets"]
+    logits, _ = model.call_simple(
+        inputs=transformer.autoregressive_inputs(targets), targets=targets,
+        compute_loss=False, mode=mode, variable_dtype=harness.variable_dtype(),
+        sequence_id=mtf.minimum(targets, 1) if told else None)
+    vocab = logits.shape.dims[-1]
+    return mtf.reduce_sum(
+        mtf.log_softmax(logits, vocab) * mtf.one_hot(targets, vocab),
+        reduced_dim=vocab)
+
+  found = run_model("models/lm_tiny.gin", (1, 1), {"targets": ids}, use,
+                    [*LITTLE_ROOM, *bindings])
+  return np.where(ids > 0, found, 0.0)
+
+
+@pytest.mark.parametrize("mode", ["score", "eval", "train"])
+def test_padding_takes_no_slot(mode):
+  """Where mesh_tensorflow does not say where it is, the ids do."""
+  np.testing.assert_array_equal(
+      scores(PADDED, WITH_CAPACITIES, mode=mode),
+      scores(PADDED, WITH_CAPACITIES, told=True, mode=mode))
+
+
+def test_scores_do_not_depend_on_the_rest_of_the_batch():
+  alone = [scores(row[np.newaxis])[0] for row in PADDED]
+  np.testing.assert_allclose(scores(PADDED), alone, atol=1e-5)
+  limited = scores(PADDED, WITH_CAPACITIES)
+  alone = [scores(row[np.newaxis], WITH_CAPACITIES)[0] for row in PADDED]
+  assert np.abs(limited - alone).max() > 1e-3
+
+
+@pytest.mark.parametrize("file, feature, use", [
+    ("models/lm_tiny.gin", "targets", lambda model, ids: (
+        model.sample_autoregressive(
+            ids["targets"], variable_dtype=harness.variable_dtype(),
+            stop_at_token=NO_TOKEN))),
+    ("models/bitransformer_small.gin", "inputs", lambda model, ids: (
+        model.decode(ids["inputs"], variable_dtype=harness.variable_dtype()))),
+    ("models/bitransformer_small.gin", "inputs", lambda model, ids: (
+        model.decode(ids["inputs"], variable_dtype=harness.variable_dtype(),
+                     beam_size=2)))], ids=["greedy", "decode", "beams"])
+def test_decoding_does_not_depend_on_the_rest_of_the_batch(file, feature, use):
+  def decoded(ids, *bindings):
+    return run_model(
+        file, (1, 1), {feature: ids}, use, [*LITTLE_ROOM, *bindings])
+
+  def all_and_each(*bindings):
+    return decoded(PADDED, *bindings), np.concatenate(
+        [decoded(row[np.newaxis], *bindings) for row in PADDED])
+
+  np.testing.assert_array_equal(*all_and_each())
+  assert (np.not_equal(*all_and_each(WITH_CAPACITIES))).any()
+
+
+@pytest.mark.parametrize("mode, autoregressive, ids, position, expected", [
+    # What is fed is one token behind what is predicted: 5 and 6 are.
+    ("score", True, [0, 5, 6, 0, 0], None, [1, 1, 0, 0, 0]),
+    ("score", True, [0, 5, 6, 7, 8], None, [1, 1, 1, 1, 1]),
+    ("score", True, [0, 0, 0, 0, 0], None, [0, 0, 0, 0, 0]),
+    ("score", True, [0], None, [1]),
+    # An encoder, or tags for tokens.
+    ("infer", False, [5, 6, 0, 0, 0], None, [1, 1, 0, 0, 0]),
+    # A prompt, as it is.
+    ("first_part", True, [5, 6, 0, 0, 0], None, [1, 1, 0, 0, 0]),
+    ("first_part", True, [0, 0, 0, 0, 0], None, [0, 0, 0, 0, 0]),
+    # One position of each sequence: begun, begun with nothing, and ended.
+    ("incremental", True, [5, 0, 0], [3, 0, 4], [1, 1, 0]),
+])
+def test_padding_is_known_from_the_ids(
+    mode, autoregressive, ids, position, expected):
+  gin_config.parse(["models/lm_tiny.gin"], TINY)
+  model = utils.build_model("lm", VOCAB_SIZE, VOCAB_SIZE)
+  model.autoregressive = autoregressive
+  dim = mtf.Dimension("length" if position is None else "batch", len(ids))
+  given = {"ids": (np.array(ids), [dim])}
+  if position is not None:
+    given["position"] = (np.array(position), [dim])
+
+  def nonpadding(tensors):
+    integers = {name: mtf.cast(t, tf.int32) for name, t in tensors.items()}
+    context = transformer.Context(
+        model, integers["ids"].mesh, [dim], dim, harness.variable_dtype(),
+        mode=mode, inputs=integers["ids"], position=integers.get("position"))
+    return transformer_layers._nonpadding(context, [dim])
+
+  np.testing.assert_array_equal(
+      harness.evaluate(nonpadding, given, weights), expected)
+
+
+def test_other_inputs_than_ids_tell_nothing_of_padding():
+  gin_config.parse(["models/lm_tiny.gin"], TINY)
+  dim, depth = mtf.Dimension("length", 3), mtf.Dimension("d_model", 2)
+  with tf.Graph().as_default():
+    mesh = mtf.Mesh(mtf.Graph(), "mesh")
+    for inputs in (None, mtf.zeros(mesh, [dim, depth]),
+                   mtf.zeros(mesh, mtf.Shape([mtf.Dimension("length", 6)]),
+                             tf.int32)):
+      context = transformer.Context(
+          None, mesh, [], dim, harness.variable_dtype(), inputs=inputs)
+      assert transformer_layers._nonpadding(context, [dim]) is None
 
 
 def teacher_forced(model, tensors):

@@ -110,9 +110,9 @@ def _sizes(level, sizes: LevelSizes, hparams):
   if 2 * sizes.group_size <= min(hparams.moe_group_size, tokens):
     findings.append(
         f"the groups of the {level} level have {sizes.group_size} tokens, "
-        f"where MoE2D.group_size allows {hparams.moe_group_size}: every slice "
-        f"of the mesh needs whole groups of the {tokens:,} tokens. Small "
-        "groups drop more of them; a larger run.batch_size, or one with other "
+        f"where MoE2D.group_size = {hparams.moe_group_size}: every slice of "
+        f"the mesh needs whole groups of the {tokens:,} tokens. Small groups "
+        "drop more of them; a larger run.batch_size, or one with other "
         "divisors, makes larger groups.")
   return findings
 

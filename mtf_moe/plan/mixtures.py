@@ -29,6 +29,7 @@ class LevelSizes:
     group_size: s or t.
     capacity: c or d.
     asked_factor: the capacity factor that was asked for.
+    asked_group_size: the group size that was asked for.
   """
 
   experts: int
@@ -36,6 +37,14 @@ class LevelSizes:
   group_size: int
   capacity: int
   asked_factor: float
+  asked_group_size: int
+
+  @property
+  def group_size_text(self) -> str:
+    """The size of a group, beside the one asked for where it is larger."""
+    if self.group_size <= self.asked_group_size:
+      return f"{self.group_size:,}"
+    return f"{self.group_size:,} (asked for: {self.asked_group_size:,})"
 
   @property
   def real_factor(self) -> float:
@@ -68,12 +77,16 @@ class Mixture:
     outer: the first level.
     inner: the second level.
     balanced: what balanced routing would make of it.
+    slots_per_token: that the experts compute, in training.
+    slots_per_token_in_use: where the model scores, decodes or is exported.
   """
 
   layers: tuple[str, ...]
   outer: LevelSizes
   inner: LevelSizes
   balanced: Balanced
+  slots_per_token: float
+  slots_per_token_in_use: float
 
 
 def find(step: step_lib.LoweredStep) -> list[Mixture]:
@@ -92,21 +105,30 @@ def find(step: step_lib.LoweredStep) -> list[Mixture]:
   for variable in step.model_variables:
     name, is_router, _ = variable.name.partition("/outer_gating/kernel")
     if is_router:
-      outer, inner = _levels(step.configured, name, hparams)
+      outer, inner = _levels(step.configured, name, hparams, train=True)
+      in_use = _slots_per_token(*_levels(
+          step.configured, name, hparams.for_inference(), train=False))
       by_levels.setdefault(
           (outer.group_size, outer.groups, inner.group_size, inner.groups),
-          (outer, inner, []))[-1].append(name)
+          (outer, inner, in_use, []))[-1].append(name)
   return [
       Mixture(
           tuple(names),
           _sizes(outer, outer.batch_dims[0].size,
-                 hparams.capacity_factor(train=True)),
-          _sizes(inner, 1, hparams.moe_capacity_factor_second_level),
-          balanced(outer, inner, hparams))
-      for outer, inner, names in by_levels.values()]
+                 hparams.capacity_factor(train=True), hparams),
+          _sizes(inner, 1, hparams.moe_capacity_factor_second_level, hparams),
+          balanced(outer, inner, hparams),
+          _slots_per_token(outer, inner), in_use)
+      for outer, inner, in_use, names in by_levels.values()]
 
 
-def _levels(configured, layer_name, hparams):
+def _slots_per_token(outer, inner):
+  slots = (inner.batch_dims[0].size * inner.groups.size * inner.experts.size
+           * inner.capacity.size)
+  return slots / math.prod(dim.size for dim in outer.token_dims)
+
+
+def _levels(configured, layer_name, hparams, train):
   """Both levels of a layer, as it makes them in a microbatch."""
   feature = "inputs" if layer_name.startswith("encoder") else "targets"
   mesh = levels.MeshSplit(configured.layout, configured.mesh_shape)
@@ -114,13 +136,14 @@ def _levels(configured, layer_name, hparams):
   if len(dims) == 1:
     dims = [mesh.inserted_outer_batch(), *dims]
   length = mtf.Dimension("length", configured.lengths[feature])
-  return levels.two_levels(*dims, length, hparams, True, mesh)
+  return levels.two_levels(*dims, length, hparams, train, mesh)
 
 
-def _sizes(level, num_batches, factor):
+def _sizes(level, num_batches, factor, hparams):
   return LevelSizes(
       level.experts.size, num_batches * level.groups.size,
-      level.group_size.size, level.capacity.size, factor)
+      level.group_size.size, level.capacity.size, factor,
+      hparams.moe_group_size)
 
 
 def balanced(outer, inner, hparams) -> Balanced:

@@ -99,7 +99,7 @@ class Plan:
 
 def _mixture_text(mixture):
   rows = [
-      [name, s.groups, s.group_size, s.experts, s.capacity,
+      [name, s.groups, s.group_size_text, s.experts, s.capacity,
        f"{s.asked_factor:g}", f"{s.real_factor:.3g}"]
       for name, s in (("outer", mixture.outer), ("inner", mixture.inner))]
   first, *others = mixture.layers
@@ -111,7 +111,10 @@ def _mixture_text(mixture):
                     "factor asked for", "in effect"]),
       f"if balanced: a token reaches {balanced.experts_per_token:.2f} experts "
       f"on average, {balanced.lost_tokens:.1%} of them reach none; "
-      f"{balanced.empty_slots:.1%} of experts' slots stay empty"])
+      f"{balanced.empty_slots:.1%} of experts' slots stay empty",
+      f"experts compute {mixture.slots_per_token:.3g} slots for each token in "
+      f"training, and {mixture.slots_per_token_in_use:.3g} in scoring, "
+      "decoding and export (MoE2D.dropless_inference)"])
 
 
 def _table(rows, headers=()):

@@ -58,7 +58,6 @@ class Result:
         "setting": dataclasses.asdict(setting),
         "mode": self.mode,
         "group_sizes": setting.group_sizes,
-        "reference_group_sizes": setting.reference_group_sizes,
         "expert_inputs": [dim.size for dim in setting.expert_input_dims],
         "dense_hidden": setting.dense_hidden,
         "cpu_ms": self.samples,
@@ -95,10 +94,7 @@ def text(environment, results):
       "## Peak memory of a step, MB", "",
       _table(results, [name for name in names if name in results[0].peaks],
              lambda result, name: f"{result.peaks[name]:.1f}"), "",
-      "## Sizes", "", _sizes(results), "",
-      "At the second level, the reference's groups (t) can be larger than the "
-      "size asked for. Where they are, part of reference/index is that, and "
-      "einsum/index compares like with like.", ""])
+      "## Sizes", "", _sizes(results), ""])
 
 
 def _names(results):
@@ -132,13 +128,12 @@ def _sizes(results):
   """A line for each setting, of what follows from it."""
   lines = [
       [*_row(setting), "{}, {}".format(*setting.group_sizes),
-       "{}, {}".format(*setting.reference_group_sizes),
        " ".join(str(dim.size) for dim in setting.expert_input_dims),
        setting.dense_hidden]
       for setting in dict.fromkeys(result.setting for result in results)]
   return tabulate.tabulate(
       lines, tablefmt="github", disable_numparse=True,
-      headers=[*_ROW, "groups (s, t)", "the reference's",
+      headers=[*_ROW, "groups (s, t)",
                "experts' inputs [y, x, h, d, m]", "hidden of dense"])
 
 

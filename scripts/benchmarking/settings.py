@@ -6,7 +6,6 @@ import functools
 import itertools
 
 import mesh_tensorflow as mtf
-from mesh_tensorflow.transformer import moe
 
 from mtf_moe import levels
 from mtf_moe.hparams import MoeHparams
@@ -87,18 +86,6 @@ class Setting:
   def group_sizes(self):
     """(s, t), those of both levels."""
     return tuple(level.group_size.size for level in self.levels)
-
-  @property
-  def reference_group_sizes(self):
-    """(s, t) of mesh_tensorflow's layer, which may exceed what was asked for.
-
-    The first is the same whenever a setting passes `check`.
-    """
-    rows, _ = self.mesh
-    outer, _ = self.levels
-    _, second = moe._split_into_groups(
-        rows * outer.groups.size * outer.capacity.size, self.group, rows)
-    return self.group, second
 
   @property
   def expert_input_dims(self):

@@ -16,7 +16,6 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import mtf_moe
-from mtf_moe import grouping
 from mtf_moe.hparams import WORD_EMBED_MODES
 from tests import gin_config
 from tests import harness
@@ -266,17 +265,6 @@ def test_minimum_capacity_above_the_group():
   # More slots make more empty tokens at level two, in other groups.
   comparison.compare(large)
   np.testing.assert_allclose(run(OURS, large)[0], run(OURS, case)[0], atol=1e-5)
-
-
-@pytest.mark.parametrize("n, limit, theirs, ours", [
-    (1500, 1024, (1, 1500), (2, 750)),
-    (24, 16, (1, 24), (2, 12)),
-    # A prime number: groups of one token each, of which a warning tells.
-    (1009, 1008, (1, 1009), (1009, 1)),
-])
-def test_groups_exceed_the_maximum(n, limit, theirs, ours):
-  assert moe._split_into_groups(n, limit, 1) == theirs
-  assert grouping._split_into_groups(n, limit, 1) == ours
 
 
 def test_the_default_policy_evaluates_differently_every_time():

@@ -90,10 +90,12 @@ class Result:
     return [group.decisions() for level in self.levels for group in level]
 
 
-def group_size(num_tokens, limit, ways):
-  """The largest that divides the tokens, keeps the limit, fits the mesh."""
-  return max(size for size in range(1, limit + 1)
-             if num_tokens % size == 0 and num_tokens // size % ways == 0)
+def group_size(num_tokens, target, ways):
+  """The largest that divides the tokens and fits the mesh, in groups of which
+  there are no fewer than whole ones of the target size would be."""
+  return max(size for size in range(1, num_tokens + 1)
+             if num_tokens % size == 0 and num_tokens // size % ways == 0
+             and num_tokens // size >= num_tokens // target)
 
 
 def capacity(size, factor, num_experts, minimum):

@@ -42,7 +42,7 @@ def shares(case):
   return weights.reshape(*case.shape, x, y)
 
 
-@hypothesis.given(strategies.any_cases(ONE_SLICE))
+@hypothesis.given(strategies.cases(ONE_SLICE))
 def test_weights_and_the_experts_that_a_token_reaches(case):
   weights = shares(case)
   slack = 0.0 if case.dtype == tf.float32 else 2.0 ** -7
@@ -59,7 +59,7 @@ def test_weights_and_the_experts_that_a_token_reaches(case):
         atol=1e-6 + slack)
 
 
-@hypothesis.given(strategies.any_cases(ONE_SLICE))
+@hypothesis.given(strategies.cases(ONE_SLICE))
 def test_slots(case):
   """In the plain loops, at both levels."""
   result = comparison.run_loops(case)
@@ -136,7 +136,7 @@ def test_slots_of_our_router(seed, num_tokens, num_experts, slots, policy):
 
 
 @hypothesis.settings(max_examples=8)
-@hypothesis.given(strategies.any_cases(ONE_SLICE))
+@hypothesis.given(strategies.cases(ONE_SLICE))
 def test_padding_costs_nothing(case):
   """Whatever stands at the padding, all others get the same."""
   case = dataclasses.replace(
@@ -163,7 +163,7 @@ def whole_groups(draw):
   """
   x = draw(st.sampled_from([2, 4]))
   length = x * draw(st.integers(1, 3))
-  base = draw(strategies.any_cases(ONE_SLICE))
+  base = draw(strategies.cases(ONE_SLICE))
   return dataclasses.replace(
       base, shape=(2, x, length), experts=(x, 2), group_size=length,
       factors=(1.0, 1.0, base.factors[2]), min_capacity=1, policy="threshold")
@@ -204,15 +204,7 @@ def test_the_mesh_changes_nothing_where_the_groups_agree(case, mesh):
 
 
 @hypothesis.settings(max_examples=12)
-@hypothesis.given(strategies.any_cases([(1, 1)] * 5 + [(2, 2)]))
-def test_the_loops_agree_where_the_reference_breaks_its_bound(case):
-  hypothesis.assume(not comparison.keeps_its_bound(case))
-  ours = comparison.run(case, "ours")["ours"]
-  comparison.compare_with_loops(case, ours)
-
-
-@hypothesis.settings(max_examples=12)
-@hypothesis.given(strategies.any_cases(ONE_SLICE))
+@hypothesis.given(strategies.cases(ONE_SLICE))
 def test_the_ledger_adds_up(case):
   """All counts of both levels, on their own and against the plain loops."""
   case = dataclasses.replace(case, train=True, num_microbatches=None)

@@ -146,6 +146,18 @@ def test_sizes_are_those_of_the_tensors(plan):
       (inner.groups, inner.group_size, inner.experts, inner.capacity)}
   assert (outer.group_size, outer.capacity) == (64, SLOTS_X)
   assert outer.real_factor == X * SLOTS_X / 64
+  assert mixture.slots_per_token == X * SLOTS_X / 64  # 1.0 at level two.
+
+
+@pytest.mark.parametrize("bindings, slots", [
+    ([], X * Y),  # Room for every token at every expert,
+    # or as many as in evaluation.
+    (["MoE2D.dropless_inference = False"], 2.0)])
+def test_slots_where_the_model_is_used(bindings, slots):
+  made = planning.make(configured(*bindings))
+  mixture, = made.mixtures
+  assert mixture.slots_per_token_in_use == slots
+  assert f"and {slots:.3g} in scoring" in made.text()
 
 
 def test_microbatches_repeat_the_model_but_not_the_optimizer():
@@ -241,7 +253,7 @@ CANONICAL = "outer_batch:outer,batch:batch,expert_x:batch,expert_y:outer"
     (["MoE2D.min_expert_capacity = 60"], {},
      r"first level have 3\.75 times.*min_expert_capacity = 60"),
     (["MoE2D.group_size = 256"], {},
-     r"groups of the first level have 64 tokens.*allows 256"),
+     r"groups of the first level have 64 tokens.*MoE2D\.group_size = 256"),
     (["MoE2D.min_expert_capacity = 12"], {},
      r"decoding 8 sequences .* groups of 4 tokens.*12 slots each"),
     (["MoE2D.capacity_factor_train = 0.5"], {}, r"loses \d+% of the tokens"),
@@ -252,6 +264,15 @@ CANONICAL = "outer_batch:outer,batch:batch,expert_x:batch,expert_y:outer"
 def test_findings(bindings, kwargs, said):
   findings = planning.make(configured(*bindings, **kwargs)).findings
   assert any(re.search(said, finding) for finding in findings), findings
+
+
+def test_groups_larger_than_asked_for_are_said():
+  """128 tokens at 63 are the two groups that two slices need."""
+  made = planning.make(configured("MoE2D.group_size = 63"))
+  outer = made.mixtures[0].outer
+  assert (outer.group_size, outer.asked_group_size) == (64, 63)
+  assert re.search(r"outer +\d+ +64 \(asked for: 63\)", made.text())
+  assert not any("groups" in finding for finding in made.findings)
 
 
 def test_nothing_is_wrong_with_the_canonical_layout(plan):
