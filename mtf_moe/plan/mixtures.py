@@ -181,7 +181,7 @@ def balanced(outer, inner, hparams) -> Balanced:
         outer, inner, share,
         dataclasses.replace(hparams, moe_dispatch="index",
                             moe_word_embed_mode=None),
-        True, mtf.VariableDType(), None, _ones)
+        True, mtf.VariableDType(), mtf.VariableDType(), None, _ones)
     outputs, (_, routed) = mixture.first_level(
         tokens, mtf.ones(mesh, mtf.Shape(outer.token_dims)), None)
     counts = monitoring.ledger(routed)
