@@ -61,7 +61,7 @@ def check_checkpoint(model_dir: str, configured: ConfiguredModel | None):
   Raises:
     ValueError: if the newest checkpoint has variables of other shapes.
   """
-  path = tf.train.latest_checkpoint(model_dir)
+  path = checkpoints.newest(model_dir)
   if path is None or configured is None:
     return
   saved = tf.train.load_checkpoint(path).get_variable_to_shape_map()
@@ -86,7 +86,7 @@ def check_space(model_dir: str, configured: ConfiguredModel):
   Raises:
     ValueError: if it does not.
   """
-  path = tf.train.latest_checkpoint(model_dir)
+  path = checkpoints.newest(model_dir)
   if path is not None:
     size = checkpoints.size(path)
   else:  # And what the optimizer keeps, which is not known yet.

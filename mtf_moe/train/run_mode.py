@@ -1,10 +1,8 @@
 """What the mode of a run needs, checked before anything is built."""
 
-import os
-
 import gin
-import tensorflow.compat.v1 as tf
 
+from mtf_moe.train import checkpoints
 from mtf_moe.train import evaluation
 from mtf_moe.train import sampling
 
@@ -13,7 +11,6 @@ MODES = ("train", "perplexity_eval", "infer", "eval", "score_eval",
          "score_from_strings", "score_from_dataset", "export_infer",
          "export_score", "export")
 _EXPORTS = ("export_infer", "export_score", "export")
-_NEWEST = -1
 
 
 def get():
@@ -57,13 +54,7 @@ def _check_has_checkpoint(model_dir, mode):
   """
   if mode == "infer" and _bindings("infer_model").get("checkpoint_paths"):
     return  # They may be anywhere.
-  name = ("export_checkpoint_step" if mode in _EXPORTS
-          else "eval_checkpoint_step")
-  if _bindings("utils.run").get(name) in (None, 0, _NEWEST):
-    found = tf.train.latest_checkpoint(model_dir)
-  else:
-    found = tf.io.gfile.glob(os.path.join(model_dir, "model.ckpt-*.index"))
-  if not found:
+  if not checkpoints.usable(model_dir):
     raise ValueError(
         f"--model_dir={model_dir} holds no checkpoint, and run.mode = {mode!r} "
         "needs one: give the directory of a model that was trained, or train "
