@@ -10,7 +10,8 @@ import stat
 import tensorflow.compat.v1 as tf
 
 # TensorFlow looks for checkpoints by pattern, and removes old ones by pattern.
-_WILDCARDS = re.compile(r"[*?\[\\]")
+# The pattern of mesh_tensorflow ends at the end of a line.
+_WILDCARDS = re.compile(r"[*?\[\\\n]")
 
 
 def is_remote(path: str) -> bool:
@@ -26,7 +27,7 @@ def usable(path: str, parameter: str) -> str:
     parameter: what the user calls it, such as "--model_dir".
 
   Returns:
-    the path, with ~ expanded and without slashes at its end
+    the path, with ~ expanded, and without ".." and slashes at its end
 
   Raises:
     ValueError: if TensorFlow could not find in it what it writes there.
@@ -34,15 +35,27 @@ def usable(path: str, parameter: str) -> str:
   given = f"{parameter}={path}"
   if not path or "\0" in path or not _encodes(path):
     raise ValueError(f"{given!r} is no path: give that of a directory.")
+  if not is_remote(path):
+    path = _plain(os.path.expanduser(path))
   found = _WILDCARDS.search(path)
   if found:
     raise ValueError(
-        f"{given} has {found.group()} in it, which TensorFlow takes for a "
+        f"{given!r} has {found.group()!r} in it, which TensorFlow takes for a "
         "pattern: it would not find its checkpoints again, or take those of "
-        r"other directories for its own. Choose a path without * ? [ \ in it.")
-  if is_remote(path):
-    return path.rstrip("/")
-  return os.path.expanduser(path).rstrip("/") or "/"
+        "other directories for its own. Choose a path without * ? [ \\ and "
+        "line ends in it.")
+  return path.rstrip("/") or "/"
+
+
+def _plain(path):
+  """The path without "..", which TensorFlow does not take as systems do.
+
+  For it, "link/.." is where the link is; for the system, where it leads to.
+  """
+  if ".." not in path.split("/"):
+    return path
+  plain, real = os.path.normpath(path), os.path.realpath(path)
+  return plain if os.path.realpath(plain) == real else real
 
 
 def _encodes(path):

@@ -7,31 +7,44 @@ import pytest
 from mtf_moe.run import paths
 
 
-@pytest.mark.parametrize("character", "*?[\\")
+@pytest.mark.parametrize("character", "*?[\\\n")
 def test_patterns_are_refused(character):
   path = f"/models/run{character}3]"
   with pytest.raises(ValueError) as refused:
     paths.usable(path, "--model_dir")
   message = str(refused.value)
-  assert message.startswith(f"--model_dir={path} has {character} in it")
+  assert message.startswith(f"{f'--model_dir={path}'!r} has {character!r} in")
   assert "\n" not in message
 
 
 @pytest.mark.parametrize("path", ["", "a\0b", "\udcff"])
 def test_what_is_no_path(path):
-  with pytest.raises(ValueError, match="run.export_path=.* is no path") as said:
+  with pytest.raises(ValueError, match=r"\.export_path=.* is no path") as said:
     paths.usable(path, "run.export_path")
   str(said.value).encode("utf-8")
 
 
 @pytest.mark.parametrize("path, expected", [
-    ("a", "a"), ("a/", "a"), ("a//", "a"), ("/", "/"), ("a/..", "a/.."),
-    ("a b\n]{c}ü", "a b\n]{c}ü"), ("./~", "./~"), ("~", "/home/me"),
-    ("~/a/", "/home/me/a"), ("gs://bucket/a/", "gs://bucket/a"),
+    ("a", "a"), ("a/", "a"), ("a//", "a"), ("/", "/"), ("a/../b", "b"),
+    ("a..b/...", "a..b/..."), ("a b\t]{c}ü", "a b\t]{c}ü"), ("./~", "./~"),
+    ("~", "/home/me"), ("~/a/", "/home/me/a"), ("gs://bucket/a/", "gs://bucket/a"),
 ])
 def test_other_characters_are_kept(path, expected, monkeypatch):
   monkeypatch.setenv("HOME", "/home/me")
   assert paths.usable(path, "--model_dir") == expected
+
+
+def test_two_points_after_a_link(tmp_path, monkeypatch):
+  (tmp_path / "[]" / "b" / "c").mkdir(parents=True)
+  (tmp_path / "a").mkdir()
+  (tmp_path / "a" / "link").symlink_to("../[]/b/c")
+  (tmp_path / "a" / "back").symlink_to("../a")
+  monkeypatch.chdir(tmp_path / "a")
+  assert paths.usable("back/..", "--model_dir") == str(tmp_path)
+  with pytest.raises(ValueError, match=r"'--model_dir=link/\.\.' has '\['"):
+    paths.usable("link/..", "--model_dir")
+  monkeypatch.chdir(tmp_path / "[]")
+  assert paths.usable("b/../c/d", "--model_dir") == "c/d"
 
 
 def test_names_are_no_patterns(tmp_path):

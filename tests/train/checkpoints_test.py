@@ -169,7 +169,8 @@ def test_an_account_of_something_elsewhere(
   checkpoints.set_aside_damaged(str(model), move=move)
   assert contents(elsewhere) == before[0]
   warning, = caplog.messages
-  assert f'{name}", which is not there' in warning and "model.ckpt-2 is used" in warning
+  assert f'{name}", which is not there' in warning
+  assert "model.ckpt-2 is used" in warning
   assert checkpoints.newest(str(model)) == path(model, 2)
   if move:  # And TensorFlow, which removes old ones, has no others.
     state = tf.train.get_checkpoint_state(str(model))

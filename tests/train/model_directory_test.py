@@ -75,7 +75,7 @@ def test_links_that_harm_nobody(tmp_path):
 def test_pipes_do_not_make_a_run_wait(tmp_path):
   os.mkfifo(tmp_path / "train.log")
   with pytest.raises(ValueError, match=(
-      "has train.log, which is neither a file nor a directory")):
+      r"has train\.log, which is neither a file nor a directory")):
     hold(str(tmp_path))
 
 
