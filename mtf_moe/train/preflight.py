@@ -11,6 +11,7 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import checkpoints
+from mtf_moe.train import export
 from mtf_moe.train import model_directory
 from mtf_moe.train import run_mode
 
@@ -36,6 +37,8 @@ def check_configuration(model_dir: str) -> ConfiguredModel | None:
   configured = ConfiguredModel.from_gin()
   if configured is not None:
     _check_data(configured)
+    if run_mode.get() in export.MODES:
+      export.check_vocabularies(configured.run.get("vocabulary"))
     _ = configured.variables  # Builds it.
   return configured
 

@@ -2,15 +2,15 @@
 
 import gin
 
+from mtf_moe.run import paths
 from mtf_moe.train import checkpoints
 from mtf_moe.train import evaluation
+from mtf_moe.train import export
 from mtf_moe.train import sampling
 
 # Those of mesh_tensorflow.transformer.utils.run.
 MODES = ("train", "perplexity_eval", "infer", "eval", "score_eval",
-         "score_from_strings", "score_from_dataset", "export_infer",
-         "export_score", "export")
-_EXPORTS = ("export_infer", "export_score", "export")
+         "score_from_strings", "score_from_dataset", *export.MODES)
 
 
 def get():
@@ -44,6 +44,8 @@ def check(model_dir):
     evaluation.check_options()
   if mode == "infer":
     sampling.check_prompts()
+  if mode in export.MODES:
+    export.check_path()
 
 
 def _check_has_checkpoint(model_dir, mode):
@@ -52,8 +54,11 @@ def _check_has_checkpoint(model_dir, mode):
   Without one, TensorFlow would evaluate newly initialized variables, or wait
   for ever.
   """
-  if mode == "infer" and _bindings("infer_model").get("checkpoint_paths"):
-    return  # They may be anywhere.
+  elsewhere = _bindings("infer_model").get("checkpoint_paths")
+  if mode == "infer" and elsewhere:
+    for path in elsewhere:
+      paths.usable(path, "infer_model.checkpoint_paths")
+    return
   if not checkpoints.usable(model_dir):
     raise ValueError(
         f"--model_dir={model_dir} holds no checkpoint, and run.mode = {mode!r} "
