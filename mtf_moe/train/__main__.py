@@ -21,15 +21,19 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe import recomputation
 from mtf_moe.run import config_files
+from mtf_moe.run import machines
 from mtf_moe.run import patches
+from mtf_moe.run import paths
 from mtf_moe.train import checkpoints
 from mtf_moe.train import console
 from mtf_moe.train import evaluation
+from mtf_moe.train import export
 from mtf_moe.train import health
 from mtf_moe.train import model_directory
 from mtf_moe.train import preflight
 from mtf_moe.train import run_mode
 from mtf_moe.train import training
+from mtf_moe.train import vocabulary
 
 FLAGS = flags.FLAGS
 
@@ -59,6 +63,8 @@ def main(argv):
     if not FLAGS.tensorflow_log:
       stack.enter_context(patches.silent_print_op())
     try:
+      FLAGS.model_dir = paths.usable(FLAGS.model_dir, "--model_dir")
+      machines.check_only_one()
       config_files.import_modules()
       with config_files.readable_syntax_errors():
         _parse_gin()
@@ -70,6 +76,8 @@ def main(argv):
     stack.enter_context(patches.graphs_as_built())
     if run_mode.get() != "train":
       stack.enter_context(recomputation.unused())
+    if run_mode.get() in export.MODES:
+      stack.enter_context(vocabulary.as_operations())
     _run()
 
 
@@ -91,9 +99,13 @@ def _enter_model_directory(stack, model_dir, configured):
     configured: a ConfiguredModel or None.
   """
   if run_mode.get() != "train":
+    model_directory.check_names(model_dir)
     # While it is trained, the newest may be replaced at any moment.
-    if not model_directory.is_held(model_dir):
-      checkpoints.set_aside_damaged(model_dir)
+    damaged = [] if model_directory.is_held(model_dir) else (
+        checkpoints.set_aside_damaged(model_dir, move=False))
+    stack.enter_context(patches.usable_checkpoints(
+        model_dir, functools.partial(
+            checkpoints.usable, model_dir, besides=damaged)))
     preflight.check_checkpoint(model_dir, configured)
     return
   stack.enter_context(model_directory.held(model_dir))

@@ -11,6 +11,7 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import checkpoints
+from mtf_moe.train import export
 from mtf_moe.train import model_directory
 from mtf_moe.train import run_mode
 
@@ -36,6 +37,8 @@ def check_configuration(model_dir: str) -> ConfiguredModel | None:
   configured = ConfiguredModel.from_gin()
   if configured is not None:
     _check_data(configured)
+    if run_mode.get() in export.MODES:
+      export.check_vocabularies(configured.run.get("vocabulary"))
     _ = configured.variables  # Builds it.
   return configured
 
@@ -61,7 +64,7 @@ def check_checkpoint(model_dir: str, configured: ConfiguredModel | None):
   Raises:
     ValueError: if the newest checkpoint has variables of other shapes.
   """
-  path = tf.train.latest_checkpoint(model_dir)
+  path = checkpoints.newest(model_dir)
   if path is None or configured is None:
     return
   saved = tf.train.load_checkpoint(path).get_variable_to_shape_map()
@@ -86,7 +89,7 @@ def check_space(model_dir: str, configured: ConfiguredModel):
   Raises:
     ValueError: if it does not.
   """
-  path = tf.train.latest_checkpoint(model_dir)
+  path = checkpoints.newest(model_dir)
   if path is not None:
     size = checkpoints.size(path)
   else:  # And what the optimizer keeps, which is not known yet.

@@ -1,19 +1,16 @@
 """What the mode of a run needs, checked before anything is built."""
 
-import os
-
 import gin
-import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import paths
+from mtf_moe.train import checkpoints
 from mtf_moe.train import evaluation
+from mtf_moe.train import export
 from mtf_moe.train import sampling
 
 # Those of mesh_tensorflow.transformer.utils.run.
 MODES = ("train", "perplexity_eval", "infer", "eval", "score_eval",
-         "score_from_strings", "score_from_dataset", "export_infer",
-         "export_score", "export")
-_EXPORTS = ("export_infer", "export_score", "export")
-_NEWEST = -1
+         "score_from_strings", "score_from_dataset", *export.MODES)
 
 
 def get():
@@ -47,6 +44,8 @@ def check(model_dir):
     evaluation.check_options()
   if mode == "infer":
     sampling.check_prompts()
+  if mode in export.MODES:
+    export.check_path()
 
 
 def _check_has_checkpoint(model_dir, mode):
@@ -55,15 +54,12 @@ def _check_has_checkpoint(model_dir, mode):
   Without one, TensorFlow would evaluate newly initialized variables, or wait
   for ever.
   """
-  if mode == "infer" and _bindings("infer_model").get("checkpoint_paths"):
-    return  # They may be anywhere.
-  name = ("export_checkpoint_step" if mode in _EXPORTS
-          else "eval_checkpoint_step")
-  if _bindings("utils.run").get(name) in (None, 0, _NEWEST):
-    found = tf.train.latest_checkpoint(model_dir)
-  else:
-    found = tf.io.gfile.glob(os.path.join(model_dir, "model.ckpt-*.index"))
-  if not found:
+  elsewhere = _bindings("infer_model").get("checkpoint_paths")
+  if mode == "infer" and elsewhere:
+    for path in elsewhere:
+      paths.usable(path, "infer_model.checkpoint_paths")
+    return
+  if not checkpoints.usable(model_dir):
     raise ValueError(
         f"--model_dir={model_dir} holds no checkpoint, and run.mode = {mode!r} "
         "needs one: give the directory of a model that was trained, or train "
