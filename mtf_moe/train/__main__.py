@@ -25,6 +25,7 @@ from mtf_moe.train import checkpoints
 from mtf_moe.train import console
 from mtf_moe.train import evaluation
 from mtf_moe.train import health
+from mtf_moe.train import made_with
 from mtf_moe.train import model_directory
 from mtf_moe.train import preflight
 from mtf_moe.train import run_mode
@@ -98,6 +99,12 @@ def _enter_model_directory(stack, model_dir, configured):
   checkpoints.set_aside_damaged(model_dir)
   preflight.check_checkpoint(model_dir, configured)
   preflight.check_space(model_dir, configured)
+  record = preflight.begin(model_dir, configured)
+  # Where the run goes on, it must not need what it began from.
+  begins = tf.train.latest_checkpoint(model_dir) is None and record.began
+  stack.enter_context(patches.beginning_from(
+      record.began.init_checkpoint if begins else None))
+  made_with.keep(model_dir, record)
   console.note(f"command: {model_directory.save_command(model_dir)}")
   model_directory.keep_config(model_dir)
 

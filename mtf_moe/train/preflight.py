@@ -5,14 +5,19 @@ the middle of a TPUEstimator it costs minutes and names a tensor.
 """
 
 import math
+import os
 
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import checkpoints
+from mtf_moe.train import differences
+from mtf_moe.train import init_checkpoint
+from mtf_moe.train import made_with
 from mtf_moe.train import model_directory
 from mtf_moe.train import run_mode
+from mtf_moe.train import saved_variables
 
 
 def check_configuration(model_dir: str) -> ConfiguredModel | None:
@@ -33,6 +38,8 @@ def check_configuration(model_dir: str) -> ConfiguredModel | None:
       the data cannot be read, or a layer refuses its parameters.
   """
   run_mode.check(model_dir)
+  if run_mode.get() == "train":
+    init_checkpoint.check_options()
   configured = ConfiguredModel.from_gin()
   if configured is not None:
     _check_data(configured)
@@ -52,28 +59,74 @@ def _check_data(configured):
 
 
 def check_checkpoint(model_dir: str, configured: ConfiguredModel | None):
-  """Compares the variables with those of the checkpoint to go on from.
+  """Compares the configuration with what its checkpoints were made with.
 
   Args:
     model_dir: a string.
     configured: what `check_configuration` returned.
 
   Raises:
-    ValueError: if the newest checkpoint has variables of other shapes.
+    ValueError: if a checkpoint that is used is of another model.
   """
-  path = tf.train.latest_checkpoint(model_dir)
-  if path is None or configured is None:
+  paths = run_mode.checkpoints(model_dir)
+  if not paths:
     return
-  saved = tf.train.load_checkpoint(path).get_variable_to_shape_map()
-  for name, shape in sorted(configured.variables.items()):
-    if saved.get(name) != shape:
-      there = (f"has the shape {saved[name]}" if name in saved
-               else "does not exist")
-      raise ValueError(
-          f"--model_dir={model_dir} holds a checkpoint of another model: "
-          f"variable {name} has the shape {shape} in this configuration, and "
-          f"{there} in {path}. Choose a new --model_dir, or go back to the "
-          "configuration in its operative_config.gin.")
+  trains = run_mode.get() == "train"
+  use = differences.Use.GO_ON if trains else differences.Use.READ
+  now = made_with.MadeWith.configured(configured)
+  records = {}
+  for path in paths:
+    directory = os.path.dirname(path)
+    place = (f"--model_dir={model_dir}"
+             if directory == os.path.normpath(model_dir) else directory)
+    if directory not in records:
+      records[directory] = record = made_with.read(directory)
+      if record is not None:
+        differences.compare_made_with(record.settings, now, use, place)
+    if configured is None:
+      continue
+    saved_variables.check(path, configured, place, differences.refuses())
+    if trains:
+      record = records[directory]
+      saved_variables.check_training(
+          path, configured, place,
+          record and record.settings.optimizer.get("run.optimizer"))
+
+
+def begin(model_dir: str, configured: ConfiguredModel) -> made_with.Record:
+  """Checks what a training run begins with or goes on from, and tells it.
+
+  Args:
+    model_dir: a string, a directory that `check_checkpoint` has passed.
+    configured: what `check_configuration` returned.
+
+  Returns:
+    a Record, to be kept in the directory
+
+  Raises:
+    ValueError: if run.init_checkpoint cannot be taken over.
+  """
+  now = made_with.MadeWith.configured(configured)
+  path = tf.train.latest_checkpoint(model_dir)
+  if path is None:
+    began = init_checkpoint.begun(configured)
+    if began is not None:
+      _compare_beginning(began, now)
+    return made_with.Record(now, began)
+  record = made_with.read(model_dir)
+  init_checkpoint.resumed(model_dir, record and record.began, configured)
+  if record is None:
+    return made_with.Record(now)
+  return record.updated(now, utils.get_step_from_checkpoint_path(path))
+
+
+def _compare_beginning(began, now):
+  """Warns of what is not as in the run that another begins from."""
+  directory = os.path.dirname(began.init_checkpoint)
+  record = made_with.read(directory)
+  if record is not None:
+    differences.compare_made_with(
+        record.settings, now, differences.Use.BEGIN, directory)
 
 
 def check_space(model_dir: str, configured: ConfiguredModel):

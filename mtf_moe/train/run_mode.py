@@ -3,6 +3,7 @@
 import os
 
 import gin
+from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.train import evaluation
@@ -68,6 +69,34 @@ def _check_has_checkpoint(model_dir, mode):
         f"--model_dir={model_dir} holds no checkpoint, and run.mode = {mode!r} "
         "needs one: give the directory of a model that was trained, or train "
         'one there with run.mode = "train".')
+
+
+def checkpoints(model_dir):
+  """The checkpoints that this run will read, as far as they are there.
+
+  Args:
+    model_dir: a string, the directory of the run.
+
+  Returns:
+    a list of their paths
+
+  Raises:
+    ValueError: if they are asked for in a way that is not known.
+  """
+  mode = get()
+  if mode == "infer":
+    given = gin.get_bindings("infer_model").get("checkpoint_paths")
+    if given:
+      return [given] if isinstance(given, str) else list(given)
+  newest = tf.train.latest_checkpoint(model_dir)
+  step = _NEWEST
+  if mode != "train":
+    name = ("export_checkpoint_step" if mode in _EXPORTS
+            else "eval_checkpoint_step")
+    step = _bindings("utils.run").get(name)
+  if step in (None, _NEWEST) or newest is None:
+    return [newest] if newest else []
+  return list(utils.get_checkpoint_iterator(step, model_dir))
 
 
 def _bindings(name):
