@@ -100,9 +100,35 @@ class Difference:
 
 
 @gin.configurable(module="mtf_moe")
-def compare_made_with(
-    before: MadeWith, now: MadeWith, use: Use, place: str,
-    refuse: bool = True) -> list[Difference]:
+def compare_made_with(refuse: bool = True) -> bool:
+  """Whether a checkpoint of another model is refused, for gin.
+
+  A function of its own: gin would add lines to an error that comes through it.
+
+  Args:
+    refuse: a boolean. False warns where it would refuse.
+
+  Returns:
+    the same
+  """
+  return refuse
+
+
+def refuses() -> bool:
+  """Whether a checkpoint of another model is refused, as gin says.
+
+  Raises:
+    ValueError: if that is no boolean.
+  """
+  refuse = compare_made_with()
+  if not isinstance(refuse, bool):
+    raise ValueError(
+        f"compare_made_with.refuse = {refuse!r} is neither on nor off: set it "
+        "to True or False.")
+  return refuse
+
+
+def compare(before: MadeWith, now: MadeWith, use: Use, place: str):
   """Tells what is not as it was when a checkpoint was made.
 
   Args:
@@ -110,21 +136,13 @@ def compare_made_with(
     now: a MadeWith, of this run.
     use: a Use.
     place: what holds the checkpoint, as a user gave it, for the messages.
-    refuse: a boolean. False warns where it would refuse.
-
-  Returns:
-    the Differences that were told
 
   Raises:
     ValueError: if the checkpoint cannot be meant, with all reasons.
   """
-  if not isinstance(refuse, bool):
-    raise ValueError(
-        f"compare_made_with.refuse = {refuse!r} is neither on nor off: set it "
-        "to True or False.")
   found = sorted(_differences(before, now, use), key=lambda d: d.name)
   refused = [d for d in found if d.severity == Severity.REFUSE]
-  if refused and refuse:
+  if refused and refuses():
     raise ValueError(
         f"{place} holds a checkpoint of another model: "
         f"{'; '.join(map(str, refused))}. Set back what is not meant to "
@@ -134,12 +152,6 @@ def compare_made_with(
   for difference in found:
     tell = console.say if difference.severity == Severity.SAY else console.warn
     tell(f"not as when the checkpoint in {place} was made: {difference}")
-  return found
-
-
-def refuses() -> bool:
-  """Whether a checkpoint of another model is refused: as gin says."""
-  return gin.get_bindings("mtf_moe.compare_made_with").get("refuse", True)
 
 
 def _differences(before, now, use) -> Iterator[Difference]:
@@ -192,7 +204,7 @@ def _shown(value):
 
 @_shown.register
 def _(value: dict):
-  return " ".join(f"{key} {part}" for key, part in value.items())[:_LONGEST]
+  return ", ".join(f"{key} {part}" for key, part in sorted(value.items()))
 
 
 @_shown.register

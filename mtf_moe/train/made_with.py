@@ -80,9 +80,7 @@ class MadeWith:
          for name in ("master_dtype", "slice_dtype", "activation_dtype")},
         {"run.optimizer": gin_values.described(_raw_run().get("optimizer"))},
         _vocabulary(run.get("vocabulary")), _data(run),
-        {"train_model.seed": gin.get_bindings("mtf_moe.train_model").get(
-            "seed", 0)},
-        _versions())
+        {"train_model.seed": _seed()}, _versions())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +234,14 @@ def _data(run):
     data["TextFiles.held_out"] = files.held_out
     data["TextFiles.glob"] = fingerprints.of_text(files)
   return data
+
+
+def _seed():
+  try:
+    bindings = gin.get_bindings("mtf_moe.train_model")
+  except ValueError:  # Another function trains.
+    bindings = {}
+  return bindings.get("seed", 0)
 
 
 def _versions():

@@ -82,7 +82,7 @@ def check_checkpoint(model_dir: str, configured: ConfiguredModel | None):
     if directory not in records:
       records[directory] = record = made_with.read(directory)
       if record is not None:
-        differences.compare_made_with(record.settings, now, use, place)
+        differences.compare(record.settings, now, use, place)
     if configured is None:
       continue
     saved_variables.check(path, configured, place, differences.refuses())
@@ -125,7 +125,7 @@ def _compare_beginning(began, now):
   directory = os.path.dirname(began.init_checkpoint)
   record = made_with.read(directory)
   if record is not None:
-    differences.compare_made_with(
+    differences.compare(
         record.settings, now, differences.Use.BEGIN, directory)
 
 

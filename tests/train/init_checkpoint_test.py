@@ -107,10 +107,8 @@ def test_another_number_of_layers_and_no_step(source, other):
 
 
 def test_what_the_checkpoint_has_and_the_model_does_not(source, other):
-  said = train(other, begin(source), "Unitransformer."
-               "shared_embedding_and_softmax_weights = True",
-               "SelfAttention.relative_attention_type = None",
-               steps=STEP + 1)
+  said = train(other, begin(source),
+               "SelfAttention.relative_attention_type = None", steps=STEP + 1)
   assert ("1 of the checkpoint not used: transformer/block_000/layer_000/"
           "SelfAttention/relative_attention_bias") in said
 
