@@ -94,16 +94,17 @@ def _enter_model_directory(stack, model_dir, configured):
       checkpoints.set_aside_damaged(model_dir)
     preflight.check_checkpoint(model_dir, configured)
     return
+  # Before the directory is made, so that a mistake leaves nothing.
+  taken = preflight.find_beginning(model_dir, configured)
   stack.enter_context(model_directory.held(model_dir))
   stack.enter_context(console.kept_in(model_dir))
   checkpoints.set_aside_damaged(model_dir)
   preflight.check_checkpoint(model_dir, configured)
   preflight.check_space(model_dir, configured)
-  record = preflight.begin(model_dir, configured)
-  # Where the run goes on, it must not need what it began from.
-  begins = tf.train.latest_checkpoint(model_dir) is None and record.began
+  record = preflight.begin(model_dir, configured, taken)
+  # Where the run goes on, it does not need what it began from.
   stack.enter_context(patches.beginning_from(
-      record.began.init_checkpoint if begins else None))
+      taken.beginning.init_checkpoint if taken else None))
   made_with.keep(model_dir, record)
   console.note(f"command: {model_directory.save_command(model_dir)}")
   model_directory.keep_config(model_dir)

@@ -44,6 +44,8 @@ _NOTHING = (Severity.NOTHING,) * 3
 # pattern that fits counts.
 _ANSWERS = {
     "model": [
+        # What was trained as "lm" may go on as "delimited_lm".
+        ("run.model_type", Severity.WARN, Severity.WARN, Severity.WARN),
         # Of training alone, or free to be chosen for evaluation.
         *((f"*.{pattern}", *_NOTHING) for pattern in (
             "*dropout*", "capacity_factor*", "dropless*", "dispatch",
@@ -95,8 +97,10 @@ class Difference:
   def __str__(self):
     macro = _macro_of(self.name)
     via = f"%{macro} = " if macro else ""
-    before, now = _shown(self.before), _shown(self.now)
-    return f"{self.name} = {via}{now}, and was {before}"
+    text = (f"{self.name} = {via}{_shown(self.now)}, and was "
+            f"{_shown(self.before)}")
+    # The file may be somebody else's.
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 @gin.configurable(module="mtf_moe")
@@ -204,12 +208,13 @@ def _shown(value):
 
 @_shown.register
 def _(value: dict):
-  return ", ".join(f"{key} {part}" for key, part in sorted(value.items()))
+  return ", ".join(f"{key} {str(part)[:_LONGEST]}"
+                   for key, part in sorted(value.items()))
 
 
 @_shown.register
 def _(value: str):
-  return value if value.startswith("@") else repr(value)[:_LONGEST]
+  return (value if value.startswith("@") else repr(value))[:_LONGEST]
 
 
 def _macro_of(name):

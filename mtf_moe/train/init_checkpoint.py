@@ -8,6 +8,7 @@ was.
 """
 
 import collections
+import dataclasses
 import inspect
 import os
 import re
@@ -23,7 +24,21 @@ from mtf_moe.train import model_directory
 from mtf_moe.train import saved_variables
 from mtf_moe.train.made_with import Beginning
 
+_INDEX = re.compile(r".*-(\d+)\.index")
 _SUFFIX = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class TakenOver:
+  """What a run begins from.
+
+  Attributes:
+    beginning: a Beginning, as it is kept.
+    told: a line that tells all of it.
+  """
+
+  beginning: Beginning
+  told: str
 
 
 def check_options():
@@ -45,7 +60,7 @@ def check_options():
     console.warn(said)
 
 
-def resumed(
+def check_resumed(
     model_dir: str, began: Beginning | None, configured: ConfiguredModel):
   """Checks a run that goes on from its own checkpoint, and says how.
 
@@ -76,14 +91,14 @@ def resumed(
       "it. Choose a new --model_dir to begin from run.init_checkpoint.")
 
 
-def begun(configured: ConfiguredModel) -> Beginning | None:
-  """Checks what a run without a checkpoint begins from, and says it.
+def find(configured: ConfiguredModel) -> TakenOver | None:
+  """Checks what a run without a checkpoint begins from.
 
   Args:
     configured: a ConfiguredModel.
 
   Returns:
-    a Beginning; None where everything begins at random
+    a TakenOver; None where everything begins at random
 
   Raises:
     ValueError: if run.init_checkpoint cannot be taken over.
@@ -98,8 +113,9 @@ def begun(configured: ConfiguredModel) -> Beginning | None:
   first_step = step if saved_variables.STEP in taken else 0
   _check_data_position(configured.run, first_step)
   _check_steps(configured, given, first_step)
-  console.say(_told(configured, path, step, first_step, taken, saved))
-  return Beginning(path, first_step)
+  return TakenOver(
+      Beginning(path, first_step),
+      _told(configured, path, step, first_step, taken, saved))
 
 
 def path_of(given: str) -> str:
@@ -136,16 +152,24 @@ def _is_read():
 
 
 def _path_or_none(given):
+  """The path of a checkpoint that is there, or None."""
   if not isinstance(given, str):
     return None
   given = os.path.expanduser(given)
+  paths = [_SUFFIX.sub("", given)]
   if tf.io.gfile.isdir(given):
-    path = tf.train.latest_checkpoint(given)
-  else:
-    path = _SUFFIX.sub("", given)
-  if path is None or not tf.io.gfile.exists(f"{path}.index"):
-    return None
-  return path
+    # TensorFlow's latest_checkpoint takes "[" and "*" in a path for patterns.
+    state = tf.train.get_checkpoint_state(given)
+    paths = [state.model_checkpoint_path] if state else []
+    # What was copied may come without TensorFlow's account of it.
+    steps = {int(match[1]): match[0].removesuffix(".index")
+             for match in map(_INDEX.fullmatch, tf.io.gfile.listdir(given))
+             if match}
+    paths += [os.path.join(given, steps[max(steps)])] if steps else []
+  for path in paths:
+    if tf.io.gfile.exists(f"{path}.index"):
+      return path
+  return None
 
 
 def _names(given, path):

@@ -29,8 +29,6 @@ FILE = "made_with.json"
 # Packages that are a model's own; what others define is a user's.
 _KNOWN = ("mesh_tensorflow.", "mtf_moe.")
 _PACKAGES = ("mesh-tensorflow", "mtf-moe")
-# Where the model depends on the data, its parameters do not.
-_ANY_LENGTH = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,13 +181,7 @@ def _record(content):
 
 def _model(configured, run):
   """The parameters of the model: known ones, and the user's own."""
-  calls = {}
-  if configured is not None:
-    calls = configured.parameters
-  else:
-    with contextlib.suppress(ValueError):  # The length may be at fault.
-      calls = ConfiguredModel.from_gin(
-          default_length=_ANY_LENGTH).parameters
+  calls = configured.parameters if configured is not None else {}
   known, own = {"run.model_type": run.get("model_type", "bitransformer")}, {}
   for call, values in calls.items():
     scope, _, selector = call.rpartition("/")

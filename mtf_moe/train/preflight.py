@@ -12,12 +12,16 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import checkpoints
+from mtf_moe.train import console
 from mtf_moe.train import differences
 from mtf_moe.train import init_checkpoint
 from mtf_moe.train import made_with
 from mtf_moe.train import model_directory
 from mtf_moe.train import run_mode
 from mtf_moe.train import saved_variables
+
+# Where the model depends on the data, its variables do not.
+_ANY_LENGTH = 128
 
 
 def check_configuration(model_dir: str) -> ConfiguredModel | None:
@@ -73,6 +77,8 @@ def check_checkpoint(model_dir: str, configured: ConfiguredModel | None):
     return
   trains = run_mode.get() == "train"
   use = differences.Use.GO_ON if trains else differences.Use.READ
+  if configured is None:
+    configured = _of_any_length()
   now = made_with.MadeWith.configured(configured)
   records = {}
   for path in paths:
@@ -93,28 +99,67 @@ def check_checkpoint(model_dir: str, configured: ConfiguredModel | None):
           record and record.settings.optimizer.get("run.optimizer"))
 
 
-def begin(model_dir: str, configured: ConfiguredModel) -> made_with.Record:
-  """Checks what a training run begins with or goes on from, and tells it.
+def _of_any_length():
+  """The model where lengths depend on the data, on which it does not.
+
+  Returns:
+    a ConfiguredModel; None where a length of the data might build one, and
+    this one does not
+  """
+  try:
+    configured = ConfiguredModel.from_gin(default_length=_ANY_LENGTH)
+    _ = configured.variables
+  except ValueError:
+    return None
+  return configured
+
+
+def find_beginning(
+    model_dir: str, configured: ConfiguredModel
+) -> init_checkpoint.TakenOver | None:
+  """Checks what a training run begins from, where it does not go on.
+
+  Args:
+    model_dir: a string, a directory that may not exist yet.
+    configured: what `check_configuration` returned.
+
+  Returns:
+    a TakenOver; None where the run goes on, or begins at random
+
+  Raises:
+    ValueError: if run.init_checkpoint cannot be taken over.
+  """
+  if tf.train.latest_checkpoint(model_dir) is not None:
+    return None
+  return init_checkpoint.find(configured)
+
+
+def begin(
+    model_dir: str, configured: ConfiguredModel,
+    taken: init_checkpoint.TakenOver | None) -> made_with.Record:
+  """Tells what a training run begins from or goes on from.
 
   Args:
     model_dir: a string, a directory that `check_checkpoint` has passed.
     configured: what `check_configuration` returned.
+    taken: what `find_beginning` returned.
 
   Returns:
     a Record, to be kept in the directory
 
   Raises:
-    ValueError: if run.init_checkpoint cannot be taken over.
+    ValueError: if the run goes on, and its data would not.
   """
   now = made_with.MadeWith.configured(configured)
+  if taken is not None:
+    console.say(taken.told)
+    _compare_beginning(taken.beginning, now)
+    return made_with.Record(now, taken.beginning)
   path = tf.train.latest_checkpoint(model_dir)
-  if path is None:
-    began = init_checkpoint.begun(configured)
-    if began is not None:
-      _compare_beginning(began, now)
-    return made_with.Record(now, began)
-  record = made_with.read(model_dir)
-  init_checkpoint.resumed(model_dir, record and record.began, configured)
+  record = made_with.read(model_dir) if path is not None else None
+  if path is not None:
+    init_checkpoint.check_resumed(
+        model_dir, record and record.began, configured)
   if record is None:
     return made_with.Record(now)
   return record.updated(now, utils.get_step_from_checkpoint_path(path))

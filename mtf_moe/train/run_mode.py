@@ -96,7 +96,12 @@ def checkpoints(model_dir):
     step = _bindings("utils.run").get(name)
   if step in (None, _NEWEST) or newest is None:
     return [newest] if newest else []
-  return list(utils.get_checkpoint_iterator(step, model_dir))
+  try:
+    return list(utils.get_checkpoint_iterator(step, model_dir))
+  except TypeError as error:
+    raise ValueError(
+        f"run.{name} = {step!r} is no step: set it to the number of one, to a "
+        'list of them, to "all", or to -1, the newest.') from error
 
 
 def _bindings(name):

@@ -77,10 +77,10 @@ def test_a_run_in_pieces_comes_to_the_same(source, other, tmp_path):
   train(other, begin(source), steps=steps)
   expected = bits(other.directory, steps)
   moved = small_models.Model(f"{tmp_path}/moved", source.files, source.bindings)
-  shutil.copytree(source.directory, f"{tmp_path}/source")
-  copied = f"run.init_checkpoint = '{tmp_path}/source'"
+  shutil.copytree(source.directory, f"{tmp_path}/so[u]rce*")
+  copied = f"run.init_checkpoint = '{tmp_path}/so[u]rce*'"
   train(moved, copied, steps=STEP + 2)
-  shutil.rmtree(f"{tmp_path}/source")
+  shutil.rmtree(f"{tmp_path}/so[u]rce*")
   said = train(moved, copied, steps=STEP + 4)
   assert (f"going on from model.ckpt-{STEP + 2}; run.init_checkpoint was taken "
           "over at the first start, and is not needed any more") in said
@@ -117,7 +117,7 @@ def test_what_the_checkpoint_has_and_the_model_does_not(source, other):
     (["run.init_checkpoint = 'no/such/model.ckpt-1'"],
      r"run\.init_checkpoint = 'no/such/model\.ckpt-1' is no checkpoint: give "),
     (["run.init_checkpoint = 7"], r"run\.init_checkpoint = 7 is no checkpoint"),
-    (["run.init_checkpoint = '.'"], r"run\.init_checkpoint = '\.' is no check"),
+    (["run.init_checkpoint = '/'"], r"run\.init_checkpoint = '/' is no check"),
     (["{begin}", "MoE2D.hidden_size = 8"],
      r"run\.init_checkpoint = .* does not fit: variable \S+MoE2D/wi/kernel has "
      r"the shape \[2, 2, 16, 8\] in this configuration, and \[2, 2, 16, 16\] "
@@ -142,7 +142,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
   with pytest.raises(SystemExit, match=said) as refused:
     train(other, *lines, steps=STEP + 2)
   assert "\n" not in str(refused.value)
-  assert not tf.train.latest_checkpoint(other.directory)
+  assert not os.path.exists(other.directory)
 
 
 def test_a_checkpoint_with_nan_is_refused(source, other, tmp_path):
