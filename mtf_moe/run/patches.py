@@ -6,6 +6,7 @@ what was there.
 
 from collections.abc import Callable
 import contextlib
+import sys
 from typing import Any
 
 from mesh_tensorflow.transformer import utils
@@ -75,6 +76,39 @@ def beginning_from(path: str | None):
     return get_estimator(**{**kwargs, "init_checkpoint": path})
 
   with _replaced(utils, "get_estimator", get_estimator_that_begins):
+    yield
+
+
+@contextlib.contextmanager
+def usable_checkpoints(model_dir: str, find: Callable[[], list[str]]):
+  """Has TensorFlow and mesh_tensorflow find the checkpoints that `find` finds.
+
+  TensorFlow takes the newest, wherever it may be, from a file that whoever made
+  the directory wrote.
+
+  Args:
+    model_dir: a string; other directories stay as they are.
+    find: a function that returns the paths of checkpoints, oldest first.
+  """
+  latest_checkpoint = tf.train.latest_checkpoint
+  get_checkpoint_iterator = utils.get_checkpoint_iterator
+
+  def latest(checkpoint_dir, latest_filename=None):
+    if checkpoint_dir != model_dir:
+      return latest_checkpoint(checkpoint_dir, latest_filename)
+    return (find() or [None])[-1]
+
+  def get_usable(checkpoint_step, *args, **kwargs):
+    found = get_checkpoint_iterator(checkpoint_step, *args, **kwargs)
+    if checkpoint_step != "all":
+      return found
+    return [path for path in found if path in find()]
+
+  # Estimators look it up where it is defined.
+  defined_in = sys.modules[latest_checkpoint.__module__]
+  with (_replaced(tf.train, "latest_checkpoint", latest),
+        _replaced(defined_in, "latest_checkpoint", latest),
+        _replaced(utils, "get_checkpoint_iterator", get_usable)):
     yield
 
 

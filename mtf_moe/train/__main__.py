@@ -20,7 +20,9 @@ from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.run import config_files
+from mtf_moe.run import machines
 from mtf_moe.run import patches
+from mtf_moe.run import paths
 from mtf_moe.train import checkpoints
 from mtf_moe.train import console
 from mtf_moe.train import evaluation
@@ -59,6 +61,8 @@ def main(argv):
     if not FLAGS.tensorflow_log:
       stack.enter_context(patches.silent_print_op())
     try:
+      FLAGS.model_dir = paths.usable(FLAGS.model_dir, "--model_dir")
+      machines.check_only_one()
       config_files.import_modules()
       with config_files.readable_syntax_errors():
         _parse_gin()
@@ -89,9 +93,13 @@ def _enter_model_directory(stack, model_dir, configured):
     configured: a ConfiguredModel or None.
   """
   if run_mode.get() != "train":
+    model_directory.check_names(model_dir)
     # While it is trained, the newest may be replaced at any moment.
-    if not model_directory.is_held(model_dir):
-      checkpoints.set_aside_damaged(model_dir)
+    damaged = [] if model_directory.is_held(model_dir) else (
+        checkpoints.set_aside_damaged(model_dir, move=False))
+    stack.enter_context(patches.usable_checkpoints(
+        model_dir, functools.partial(
+            checkpoints.usable, model_dir, besides=damaged)))
     preflight.check_checkpoint(model_dir, configured)
     return
   # Before the directory is made, so that a mistake leaves nothing.

@@ -15,7 +15,7 @@ from absl import logging as absl_logging
 import tensorflow.compat.v1 as tf
 import tqdm
 
-from mtf_moe.train import model_directory
+from mtf_moe.run import paths
 
 LOG_FILE = "train.log"
 
@@ -74,7 +74,7 @@ def kept_in(directory: str):
     directory: a string, a directory that exists. One that is not on this
       machine gets no log file: what is there cannot be appended to.
   """
-  if model_directory.is_remote(directory):
+  if paths.is_remote(directory):
     yield
     return
   with contextlib.ExitStack() as stack:

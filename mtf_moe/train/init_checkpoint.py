@@ -17,10 +17,10 @@ import gin
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import paths
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import checkpoints
 from mtf_moe.train import console
-from mtf_moe.train import model_directory
 from mtf_moe.train import saved_variables
 from mtf_moe.train.made_with import Beginning
 
@@ -132,7 +132,9 @@ def path_of(given: str) -> str:
     ValueError: if there is none, or it is not whole.
   """
   path = _path_or_none(given)
-  if path is None:
+  if path is not None:
+    path = paths.usable(path, "run.init_checkpoint")
+  else:
     raise ValueError(
         f"run.init_checkpoint = {given!r} is no checkpoint: give the path of "
         "one, without the end that its files have, such as "
@@ -156,17 +158,16 @@ def _path_or_none(given):
   if not isinstance(given, str):
     return None
   given = os.path.expanduser(given)
-  paths = [_SUFFIX.sub("", given)]
+  found = [_SUFFIX.sub("", given)]
   if tf.io.gfile.isdir(given):
-    # TensorFlow's latest_checkpoint takes "[" and "*" in a path for patterns.
     state = tf.train.get_checkpoint_state(given)
-    paths = [state.model_checkpoint_path] if state else []
+    found = [state.model_checkpoint_path] if state else []
     # What was copied may come without TensorFlow's account of it.
     steps = {int(match[1]): match[0].removesuffix(".index")
-             for match in map(_INDEX.fullmatch, tf.io.gfile.listdir(given))
+             for match in map(_INDEX.fullmatch, paths.names(given, ".*"))
              if match}
-    paths += [os.path.join(given, steps[max(steps)])] if steps else []
-  for path in paths:
+    found += [os.path.join(given, steps[max(steps)])] if steps else []
+  for path in found:
     if tf.io.gfile.exists(f"{path}.index"):
       return path
   return None
@@ -181,7 +182,7 @@ def _names(given, path):
 
 
 def _absolute(path):
-  if model_directory.is_remote(path):
+  if paths.is_remote(path):
     return path.rstrip("/")
   return os.path.abspath(os.path.expanduser(path))
 

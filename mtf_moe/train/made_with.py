@@ -17,6 +17,7 @@ from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.run import gin_values
+from mtf_moe.run import paths
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import console
 from mtf_moe.train import fingerprints
@@ -141,13 +142,11 @@ def read(model_dir: str) -> Record | None:
     program wrote, or it cannot be read, which is told.
   """
   path = os.path.join(model_dir, FILE)
-  if not tf.io.gfile.exists(path):
-    return None
   try:
-    with tf.io.gfile.GFile(path) as f:
-      return _record(json.loads(f.read()))
-  except (AttributeError, TypeError, ValueError, UnicodeDecodeError,
-          tf.errors.OpError) as error:
+    text = paths.read_text(path)
+    return None if text is None else _record(json.loads(text))
+  except (AttributeError, KeyError, OSError, RecursionError, TypeError,
+          ValueError, tf.errors.OpError) as error:
     console.warn(
         f"{path} cannot be read ({str(error).splitlines()[0]}), so that only "
         "variables are compared with the checkpoint")

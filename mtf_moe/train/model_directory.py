@@ -6,16 +6,21 @@ import fcntl
 import os
 import shlex
 import shutil
+import stat
 import sys
 
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import paths
+
 _LOCK_FILE = "running"
 
-
-def is_remote(path: str) -> bool:
-  """Whether a path is not on this machine, but gs://... or the like."""
-  return "://" in path
+# What runs write to, beside the files of checkpoints, which are always new.
+_EVALUATIONS = r"eval_.*|.*_eval(_.*)?"
+_WRITTEN = (
+    rf"{_LOCK_FILE}|train\.log|command.*|operative_config\.gin.*|"
+    r"made_with\.json.*|checkpoint.*|"
+    rf"graph\.pbtxt.*|.*\.tfevents\..*|{_EVALUATIONS}")
 
 
 @contextlib.contextmanager
@@ -34,7 +39,8 @@ def held(model_dir: str):
   lock = None
   try:
     tf.io.gfile.makedirs(model_dir)
-    if not is_remote(model_dir):
+    check_names(model_dir)
+    if not paths.is_remote(model_dir):
       # For reading and writing, without a change.
       lock = open(  # noqa: SIM115, for the try ends here.
           os.path.join(model_dir, _LOCK_FILE), "a+")
@@ -60,10 +66,49 @@ def held(model_dir: str):
     yield
 
 
+def check_names(model_dir: str):
+  """Sees that what a run writes to is in the directory.
+
+  Whoever made it could otherwise lead writing, by a link, to any other file of
+  the user.
+
+  Args:
+    model_dir: a string, a directory that may not exist.
+
+  Raises:
+    ValueError: if a name that a run writes to is a link out of the directory, a
+      pipe or a device.
+  """
+  if paths.is_remote(model_dir):
+    return
+  written = [os.path.join(model_dir, name)
+             for name in paths.names(model_dir, _WRITTEN)]
+  for name in paths.names(model_dir, _EVALUATIONS):
+    directory = os.path.join(model_dir, name)
+    written += [os.path.join(directory, file)
+                for file in paths.names(directory, "(?s:.*)")]
+  for path in written:
+    if paths.leads_outside(path, model_dir):
+      what = f"a link to {os.path.realpath(path)}, outside of it"
+    elif os.path.exists(path) and not _is_file_or_directory(path):
+      what = "neither a file nor a directory"
+    else:
+      continue
+    raise ValueError(
+        f"--model_dir={model_dir} has {os.path.relpath(path, model_dir)}, "
+        f"which is {what}, and a run writes to that name. Remove it, or put a "
+        "file in its place.")
+
+
+def _is_file_or_directory(path):
+  mode = os.stat(path).st_mode
+  return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+
+
 def is_held(model_dir: str) -> bool:
   """Whether a run trains in the directory at this moment."""
   path = os.path.join(model_dir, _LOCK_FILE)
-  if is_remote(model_dir) or not os.path.exists(path):
+  if paths.is_remote(model_dir) or not os.path.exists(path):
     return False
   with open(path) as lock:
     try:
@@ -80,7 +125,7 @@ def check_space(model_dir: str, num_bytes: int):
     model_dir: a string, a directory that exists.
     num_bytes: an integer, the size of a checkpoint.
   """
-  if is_remote(model_dir):
+  if paths.is_remote(model_dir):
     return
   free = shutil.disk_usage(model_dir).free
   if free < num_bytes:

@@ -72,7 +72,7 @@ def check_checkpoint(model_dir: str, configured: ConfiguredModel | None):
   Raises:
     ValueError: if a checkpoint that is used is of another model.
   """
-  paths = run_mode.checkpoints(model_dir)
+  paths = run_mode.checkpoints_read(model_dir)
   if not paths:
     return
   trains = run_mode.get() == "train"
@@ -129,7 +129,7 @@ def find_beginning(
   Raises:
     ValueError: if run.init_checkpoint cannot be taken over.
   """
-  if tf.train.latest_checkpoint(model_dir) is not None:
+  if checkpoints.newest(model_dir) is not None:
     return None
   return init_checkpoint.find(configured)
 
@@ -155,7 +155,7 @@ def begin(
     console.say(taken.told)
     _compare_beginning(taken.beginning, now)
     return made_with.Record(now, taken.beginning)
-  path = tf.train.latest_checkpoint(model_dir)
+  path = checkpoints.newest(model_dir)
   record = made_with.read(model_dir) if path is not None else None
   if path is not None:
     init_checkpoint.check_resumed(
@@ -184,7 +184,7 @@ def check_space(model_dir: str, configured: ConfiguredModel):
   Raises:
     ValueError: if it does not.
   """
-  path = tf.train.latest_checkpoint(model_dir)
+  path = checkpoints.newest(model_dir)
   if path is not None:
     size = checkpoints.size(path)
   else:  # And what the optimizer keeps, which is not known yet.

@@ -1,11 +1,10 @@
 """What the mode of a run needs, checked before anything is built."""
 
-import os
-
 import gin
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.train import checkpoints
 from mtf_moe.train import evaluation
 from mtf_moe.train import sampling
 
@@ -13,8 +12,8 @@ from mtf_moe.train import sampling
 MODES = ("train", "perplexity_eval", "infer", "eval", "score_eval",
          "score_from_strings", "score_from_dataset", "export_infer",
          "export_score", "export")
-_EXPORTS = ("export_infer", "export_score", "export")
 _NEWEST = -1
+_EXPORTS = ("export_infer", "export_score", "export")
 
 
 def get():
@@ -58,20 +57,14 @@ def _check_has_checkpoint(model_dir, mode):
   """
   if mode == "infer" and _bindings("infer_model").get("checkpoint_paths"):
     return  # They may be anywhere.
-  name = ("export_checkpoint_step" if mode in _EXPORTS
-          else "eval_checkpoint_step")
-  if _bindings("utils.run").get(name) in (None, 0, _NEWEST):
-    found = tf.train.latest_checkpoint(model_dir)
-  else:
-    found = tf.io.gfile.glob(os.path.join(model_dir, "model.ckpt-*.index"))
-  if not found:
+  if not checkpoints.usable(model_dir):
     raise ValueError(
         f"--model_dir={model_dir} holds no checkpoint, and run.mode = {mode!r} "
         "needs one: give the directory of a model that was trained, or train "
         'one there with run.mode = "train".')
 
 
-def checkpoints(model_dir):
+def checkpoints_read(model_dir):
   """The checkpoints that this run will read, as far as they are there.
 
   Args:
@@ -88,13 +81,14 @@ def checkpoints(model_dir):
     given = gin.get_bindings("infer_model").get("checkpoint_paths")
     if given:
       return [given] if isinstance(given, str) else list(given)
-  newest = tf.train.latest_checkpoint(model_dir)
-  step = _NEWEST
-  if mode != "train":
-    name = ("export_checkpoint_step" if mode in _EXPORTS
-            else "eval_checkpoint_step")
-    step = _bindings("utils.run").get(name)
-  if step in (None, _NEWEST) or newest is None:
+  if mode == "train":
+    newest = checkpoints.newest(model_dir)
+    return [newest] if newest else []
+  name = ("export_checkpoint_step" if mode in _EXPORTS
+          else "eval_checkpoint_step")
+  step = _bindings("utils.run").get(name)
+  if step in (None, _NEWEST) or (mode in _EXPORTS and not step):
+    newest = tf.train.latest_checkpoint(model_dir)
     return [newest] if newest else []
   try:
     return list(utils.get_checkpoint_iterator(step, model_dir))

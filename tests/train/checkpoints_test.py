@@ -1,6 +1,8 @@
 """Real checkpoints, whole and damaged in several ways."""
 
+import json
 import os
+import shutil
 
 import gin
 import numpy as np
@@ -115,3 +117,152 @@ def test_what_was_not_finished_is_removed(tmp_path):
   checkpoints.set_aside_damaged(str(tmp_path))
   assert not remains.exists()
   assert checkpoints.size(path(tmp_path, 1)) > 4000
+
+
+def account(directory, *paths):
+  """Writes what TensorFlow would take for its account."""
+  (directory / "checkpoint").write_text("".join(
+      f"{key}: {json.dumps(str(name))}\n"
+      for key, names in [("model_checkpoint_path", paths[-1:]),
+                         ("all_model_checkpoint_paths", paths)]
+      for name in names))
+
+
+def contents(directory):
+  """What is in a directory, and when it was written."""
+  return {path.relative_to(directory): (
+      path.lstat().st_mtime_ns, path.is_file() and path.read_bytes())
+          for path in directory.rglob("*")}
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+  """A directory of somebody else, with what looks like checkpoints."""
+  directory = tmp_path / "elsewhere"
+  directory.mkdir()
+  save(directory, {7: np.nan})
+  (directory / "model.ckpt-8.index").write_text("precious")
+  (directory / "[model.ckpt-99999]").write_text("precious")
+  (directory / "model.ckpt-9_temp_1").mkdir()
+  (directory / "model.ckpt-9_temp_1" / "file").write_text("precious")
+  return directory
+
+
+@pytest.fixture
+def model(tmp_path):
+  directory = tmp_path / "model"
+  directory.mkdir()
+  save(directory, {1: 1.0, 2: 2.0})
+  return directory
+
+
+@pytest.mark.parametrize("name", [
+    "../elsewhere/[model.ckpt-99999]*", "../elsewhere/model.ckpt-7",
+    "../elsewhere/model.ckpt-8", "../elsewhere/*", "{elsewhere}/model.ckpt-7",
+    "../elsewhere", "..", "/", "model.ckpt-9_temp_1/../../elsewhere/file"])
+@pytest.mark.parametrize("move", [True, False])
+def test_an_account_of_something_elsewhere(
+    name, move, model, elsewhere, caplog):
+  name = name.format(elsewhere=elsewhere)
+  account(model, name, "model.ckpt-1", "model.ckpt-2", name)
+  before = contents(elsewhere), contents(model)
+  checkpoints.set_aside_damaged(str(model), move=move)
+  assert contents(elsewhere) == before[0]
+  warning, = caplog.messages
+  assert f'{name}", which is not there' in warning
+  assert "model.ckpt-2 is used" in warning
+  assert checkpoints.newest(str(model)) == path(model, 2)
+  if move:  # And TensorFlow, which removes old ones, has no others.
+    state = tf.train.get_checkpoint_state(str(model))
+    assert list(state.all_model_checkpoint_paths) == [
+        path(model, 1), path(model, 2)]
+  else:
+    assert contents(model) == before[1]
+
+
+@pytest.mark.parametrize("move", [True, False])
+def test_nothing_but_an_account_of_something_elsewhere(
+    move, tmp_path, elsewhere):
+  model = tmp_path / "empty"
+  model.mkdir()
+  account(model, elsewhere / "model.ckpt-7")
+  with pytest.raises(ValueError, match=(
+      f"--model_dir={model} has no checkpoint, and its file `checkpoint` names "
+      f'"{elsewhere}/model.ckpt-7", which is not there. Copy')):
+    checkpoints.set_aside_damaged(str(model), move=move)
+
+
+@pytest.mark.parametrize("old_place_is_there", [True, False])
+def test_a_copy_of_an_account_with_paths(old_place_is_there, model, caplog):
+  """Goes on in the new place, and leaves the old one alone."""
+  account(model, path(model, 1), path(model, 2))
+  copy = model.parent / "copy"
+  shutil.copytree(model, copy)
+  if not old_place_is_there:
+    shutil.rmtree(model)
+  checkpoints.set_aside_damaged(str(copy))
+  assert not caplog.messages
+  state = tf.train.get_checkpoint_state(str(copy))
+  assert list(state.all_model_checkpoint_paths) == [
+      path(copy, 1), path(copy, 2)]
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"\xff\xfe", b"no account", b"x: " * 2 ** 19, None])
+def test_an_account_that_cannot_be_read(content, model, caplog):
+  file = model / "checkpoint"
+  file.unlink()
+  if content is None:
+    os.mkfifo(file)
+  else:
+    file.write_bytes(content)
+  checkpoints.set_aside_damaged(str(model))
+  assert "cannot be read" in caplog.text
+  assert tf.train.latest_checkpoint(str(model)) == path(model, 2)
+
+
+def test_damaged_ones_are_never_lost(model, elsewhere, caplog):
+  """Not to a folder that is elsewhere, and not to one of the same name."""
+  (model / "damaged").symlink_to(elsewhere)
+  (model / "damaged.1").write_text("a file")
+  (model / "damaged.2").mkdir()
+  (model / "damaged.2" / "model.ckpt-2.index").write_text("an earlier one")
+  data = model / "model.ckpt-2.data-00000-of-00001"
+  flip_a_bit(data)
+  before, damaged = contents(elsewhere), data.read_bytes()
+  checkpoints.set_aside_damaged(str(model))
+  assert contents(elsewhere) == before
+  assert (model / "damaged.2" / "model.ckpt-2.index").read_text() == (
+      "an earlier one")
+  assert (model / "damaged.3" / data.name).read_bytes() == damaged
+  assert f"now in {model}/damaged.3" in caplog.text
+
+
+def test_who_only_reads_moves_nothing(model, caplog):
+  flip_a_bit(model / "model.ckpt-2.data-00000-of-00001")
+  (model / "model.ckpt-3_temp_1").mkdir()
+  before = contents(model)
+  damaged = checkpoints.set_aside_damaged(str(model), move=False)
+  assert contents(model) == before
+  assert damaged == [path(model, 2)]
+  assert checkpoints.usable(str(model), damaged) == [path(model, 1)]
+  assert "model.ckpt-1 is used" in caplog.text
+
+
+def test_remains_that_are_links(model, elsewhere):
+  (model / "model.ckpt-5_temp_1").symlink_to(elsewhere)
+  (model / "model.ckpt-6_temp_1").mkdir()
+  (model / "model.ckpt-6_temp_1" / "part").symlink_to(elsewhere)
+  before = contents(elsewhere)
+  checkpoints.remove_remains(str(model))
+  assert contents(elsewhere) == before
+  assert not [name for name in os.listdir(model) if "temp" in name]
+
+
+def test_a_path_is_no_pattern(tmp_path):
+  """What was not finished in run3 is none of run[3]'s business."""
+  (tmp_path / "run[3]").mkdir()
+  (tmp_path / "run3" / "model.ckpt-2_temp_1").mkdir(parents=True)
+  before = contents(tmp_path)
+  checkpoints.set_aside_damaged(str(tmp_path / "run[3]"))
+  assert contents(tmp_path) == before

@@ -77,10 +77,10 @@ def test_a_run_in_pieces_comes_to_the_same(source, other, tmp_path):
   train(other, begin(source), steps=steps)
   expected = bits(other.directory, steps)
   moved = small_models.Model(f"{tmp_path}/moved", source.files, source.bindings)
-  shutil.copytree(source.directory, f"{tmp_path}/so[u]rce*")
-  copied = f"run.init_checkpoint = '{tmp_path}/so[u]rce*'"
+  shutil.copytree(source.directory, f"{tmp_path}/source")
+  copied = f"run.init_checkpoint = '{tmp_path}/source'"
   train(moved, copied, steps=STEP + 2)
-  shutil.rmtree(f"{tmp_path}/so[u]rce*")
+  shutil.rmtree(f"{tmp_path}/source")
   said = train(moved, copied, steps=STEP + 4)
   assert (f"going on from model.ckpt-{STEP + 2}; run.init_checkpoint was taken "
           "over at the first start, and is not needed any more") in said
@@ -95,6 +95,17 @@ def test_a_run_in_pieces_comes_to_the_same(source, other, tmp_path):
 def test_ways_to_name_a_checkpoint(end, source):
   assert init_checkpoint.path_of(source.directory + end) == (
       f"{source.directory}/model.ckpt-{STEP}")
+
+
+def test_directories_that_were_copied(source, tmp_path):
+  copy = f"{tmp_path}/copy"
+  shutil.copytree(source.directory, copy)
+  os.remove(f"{copy}/checkpoint")  # TensorFlow's account.
+  assert init_checkpoint.path_of(copy) == f"{copy}/model.ckpt-{STEP}"
+  os.rename(copy, f"{copy}[1]")
+  with pytest.raises(ValueError, match=(
+      r"run\.init_checkpoint=.*copy\[1\].* for a pattern")):
+    init_checkpoint.path_of(f"{copy}[1]")
 
 
 def test_another_number_of_layers_and_no_step(source, other):

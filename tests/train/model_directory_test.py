@@ -41,6 +41,44 @@ def test_held_by_one(tmp_path):
   hold(directory)
 
 
+@pytest.mark.parametrize("name", [
+    "running", "train.log", "command", "command.1", "operative_config.gin",
+    "checkpoint", "checkpoint.tmp", "graph.pbtxt", "eval_test_8",
+    "validation_eval", "events.out.tfevents.1", "eval_8/words_7_predictions"])
+def test_links_to_files_of_the_user(name, tmp_path):
+  model, precious = tmp_path / "model", tmp_path / "precious"
+  precious.write_text("precious")
+  (model / name).parent.mkdir(parents=True)
+  (model / name).symlink_to(precious)
+  with pytest.raises(ValueError, match=(
+      f"--model_dir={model} has {name}, which is a link to {precious}, ")):
+    hold(str(model))
+  assert precious.read_text() == "precious"
+  assert len(list(model.iterdir())) == 1
+  precious.unlink()  # A new file elsewhere is no better.
+  with pytest.raises(ValueError, match="is a link to"):
+    hold(str(model))
+
+
+def test_links_that_harm_nobody(tmp_path):
+  model = tmp_path / "model"
+  model.mkdir()
+  (model / "config").write_text("")
+  (model / "operative_config.gin").symlink_to("config")
+  (model / "text").symlink_to(tmp_path)  # No run writes there.
+  (model / "model.ckpt-1.index").symlink_to(tmp_path / "other.index")
+  hold(str(model))
+  (tmp_path / "link").symlink_to(model)
+  hold(str(tmp_path / "link"))
+
+
+def test_pipes_do_not_make_a_run_wait(tmp_path):
+  os.mkfifo(tmp_path / "train.log")
+  with pytest.raises(ValueError, match=(
+      r"has train\.log, which is neither a file nor a directory")):
+    hold(str(tmp_path))
+
+
 def test_a_lock_ends_with_its_process(tmp_path):
   subprocess.run([sys.executable, "-c", f"""
 import os

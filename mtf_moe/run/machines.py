@@ -1,0 +1,49 @@
+"""The machines that a run is on: one, and whatever TPUs it drives."""
+
+import json
+import os
+
+_VARIABLE = "TF_CONFIG"
+
+
+def check_only_one():
+  """Sees that TensorFlow is not told to work together with other machines.
+
+  It would wait for them without a word.
+
+  Raises:
+    ValueError: if the environment variable TF_CONFIG has a cluster, or makes
+      this machine a part of one, or cannot be read.
+  """
+  text = os.environ.get(_VARIABLE)
+  if text is None:
+    return
+  remedy = (f"mtf_moe.train runs on one machine, with --tpu for a TPU's: unset "
+            f"{_VARIABLE}.")
+  shown = text if len(text) <= 200 else text[:200] + "..."
+  try:
+    config = json.loads(text)
+  except (ValueError, RecursionError):
+    config = None
+  if not isinstance(config, dict):
+    raise ValueError(
+        f"the environment variable {_VARIABLE} = {shown!r} is no JSON object. "
+        f"{remedy}")
+  key = _about_others(config)
+  if key is not None:
+    raise ValueError(
+        f"the environment variable {_VARIABLE} = {shown!r} has {key!r}, for "
+        f"work on several machines. {remedy}")
+
+
+def _about_others(config):
+  """The first key that makes TensorFlow look for other machines, or None."""
+  for key in ("cluster", "service", "session_master", "eval_session_master",
+              "model_dir"):
+    if config.get(key, {}) not in ({}, ""):
+      return key
+  task = config.get("task", {})
+  if (not isinstance(task, dict) or task.get("type", "worker") != "worker"
+      or str(task.get("index", 0)) != "0"):
+    return "task"
+  return None
