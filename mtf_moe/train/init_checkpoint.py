@@ -78,17 +78,18 @@ def check_resumed(
   if not given:
     return
   is_known = began is not None and _names(given, began.init_checkpoint)
-  newest = os.path.basename(tf.train.latest_checkpoint(model_dir))
+  newest = os.path.basename(checkpoints.newest(model_dir))
   if is_known:
     console.say(
         f"going on from {newest}; run.init_checkpoint was taken over at the "
         "first start, and is not needed any more")
     return
-  how = "at random" if began is None else f"from {began.init_checkpoint}"
+  of = "" if began is None else (
+      f" of a run that began from {began.init_checkpoint}")
   console.warn(
       f"run.init_checkpoint = {given!r} is not taken over: --model_dir="
-      f"{model_dir} holds {newest} of a run that began {how}, and goes on from "
-      "it. Choose a new --model_dir to begin from run.init_checkpoint.")
+      f"{model_dir} holds {newest}{of}, and the run goes on from that. Choose "
+      "a new --model_dir to begin from run.init_checkpoint.")
 
 
 def find(configured: ConfiguredModel) -> TakenOver | None:

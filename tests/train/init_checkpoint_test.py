@@ -174,7 +174,7 @@ def test_a_run_that_began_otherwise_does_not_begin_again(
   train(other, begin(source), steps=3)
   assert re.search(
       rf"run.init_checkpoint = .* is not taken over: --model_dir="
-      rf"{other.directory} holds model.ckpt-2 of a run that began at random",
+      rf"{other.directory} holds model.ckpt-2, and the run goes on from that",
       capsys.readouterr().err)
   assert variables(other.directory, 3)["global_step"] == 3
   assert bits(other.directory, 2) == before
