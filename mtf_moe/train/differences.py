@@ -76,6 +76,8 @@ _ANSWERS = {
 }
 
 _LONGEST = 100  # Characters of a value that are shown.
+# In place of a value: not a string, which it could be.
+_NOT_SET = ("not set",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Difference:
 
   Attributes:
     name: of the setting, in gin where it has one there.
-    before: its value as JSON has it; None where it did not exist.
+    before: its value as JSON has it, or `_NOT_SET`.
     now: likewise.
     severity: a Severity.
   """
@@ -167,7 +169,8 @@ def _differences(before, now, use) -> Iterator[Difference]:
     for name in old.keys() | new.keys():
       severity = _severity(answers, name, use)
       if severity and _differ(section, name, old, new):
-        yield Difference(name, old.get(name), new.get(name), severity)
+        yield Difference(name, old.get(name, _NOT_SET),
+                         new.get(name, _NOT_SET), severity)
 
 
 def _severity(answers, name, use):
@@ -210,6 +213,11 @@ def _shown(value):
 def _(value: dict):
   return ", ".join(f"{key} {str(part)[:_LONGEST]}"
                    for key, part in sorted(value.items()))
+
+
+@_shown.register
+def _(value: tuple):
+  return value[0]
 
 
 @_shown.register

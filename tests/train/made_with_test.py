@@ -113,7 +113,7 @@ OTHER_MODEL = {
     "MoE2D.word_embed_mode = 'add'":
         "MoE2D.word_embed_mode = 'add', and was None",
     "MoE2D.experts = @other_experts":
-        "MoE2D.experts = @made_with_test.other_experts, and was None",
+        "MoE2D.experts = @made_with_test.other_experts, and was not set",
     "sublayer_rms_norm.epsilon = 0.1":
         "sublayer_rms_norm.epsilon = 0.1, and was 1e-06",
     "MoE2D.hidden_size = 8": "MoE2D.hidden_size = 8, and was 16",
