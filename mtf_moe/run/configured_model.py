@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import math
+import re
 
 import gin
 import mesh_tensorflow as mtf
@@ -16,6 +17,7 @@ from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
 from mtf_moe import levels
+from mtf_moe.run import gin_values
 
 _ONE_STACK = ("lm", "delimited_lm")  # Models that have targets only.
 
@@ -42,17 +44,20 @@ class ConfiguredModel:
 
   @classmethod
   def from_gin(
-      cls, mesh_shape=None, layout_rules=None, outer_batch_size=None):
+      cls, mesh_shape=None, layout_rules=None, outer_batch_size=None,
+      default_length=None):
     """Reads and checks the bindings.
 
     Args:
       mesh_shape: an input to mtf.convert_to_shape, in place of that of gin.
       layout_rules: an input to mtf.convert_to_layout_rules, likewise.
       outer_batch_size: an integer, likewise.
+      default_length: an integer, the length of sequences where that depends on
+        the data.
 
     Returns:
       a ConfiguredModel; None where the lengths of sequences, and with them the
-      model, depend on the data of an evaluation.
+      model, depend on the data of an evaluation, without a `default_length`.
 
     Raises:
       ValueError: if the mesh or the layout cannot be read, or the batch does
@@ -62,7 +67,7 @@ class ConfiguredModel:
     if outer_batch_size is None:
       outer_batch_size = gin.get_bindings("tpu_estimator_model_fn").get(
           "outer_batch_size", 1)
-    lengths = run.get("sequence_length")
+    lengths = run.get("sequence_length") or default_length
     if lengths is None:
       return None
     if isinstance(lengths, int):
@@ -134,14 +139,75 @@ class ConfiguredModel:
         num_microbatches=self.num_microbatches)
     return loss
 
-  @functools.cached_property
+  @property
   def variables(self) -> dict[str, list[int]]:
     """The shapes of all variables of the model, by name."""
-    with tf.Graph().as_default():
+    return {name: shape for name, (shape, _) in self._built[0].items()}
+
+  @property
+  def dtypes(self) -> dict[str, tf.DType]:
+    """The types in which checkpoints have the variables of the model."""
+    return {name: dtype for name, (_, dtype) in self._built[0].items()}
+
+  @property
+  def parameters(self) -> dict[str, dict]:
+    """What gin gave to all that the model consists of (`gin_values.recorded`).
+    """
+    return self._built[1]
+
+  @functools.cached_property
+  def _built(self):
+    """Shapes and types of the model's variables; and its parameters."""
+    with tf.Graph().as_default(), gin_values.recorded() as parameters:
       graph = mtf.Graph()
       self.loss(mtf.Mesh(graph, "variables"), self.mode)
-    return {variable.name: variable.shape.to_integer_list
-            for variable in graph.all_variables}
+    variables = {v.name: (v.shape.to_integer_list, v.master_dtype)
+                 for v in graph.all_variables}
+    return variables, parameters
+
+  @functools.cached_property
+  def training_graph(self) -> tf.Graph:
+    """A graph with all variables of training, and nothing to run.
+
+    Those of the model and of the optimizer, and the step.
+
+    Raises:
+      ValueError: if no optimizer is configured.
+    """
+    optimizer = self.run.get("optimizer")
+    if not callable(optimizer):
+      raise ValueError(
+          f"run.optimizer = {optimizer!r} cannot train: set it to a class, "
+          "such as @optimize.AdafactorOptimizer.")
+    with tf.Graph().as_default() as tf_graph:
+      tf.train.get_or_create_global_step()
+      graph = mtf.Graph()
+      loss = self.loss(mtf.Mesh(graph, "variables"), "train")
+      trained = graph.trainable_variables
+      gradients = mtf.gradients([loss], [v.outputs[0] for v in trained])
+      is_trained = _variable_filter(self.run.get("variable_filter"))
+      pairs = [(gradient, variable)
+               for gradient, variable in zip(gradients, trained)
+               if is_trained(variable)]
+      if pairs:
+        optimizer(learning_rate=1.0).apply_grads(*map(list, zip(*pairs)))
+    return tf_graph
+
+
+def _variable_filter(given):
+  """Which variables are trained, from the value of run.variable_filter."""
+  if given is None:
+    return lambda variable: True
+  if callable(given):
+    return given
+  try:
+    pattern = re.compile(given)
+  except (re.error, TypeError) as error:
+    raise ValueError(
+        f"run.variable_filter = {given!r} is no regular expression ({error}): "
+        "give one that finds the names of the variables to train, or None for "
+        "all of them.") from error
+  return lambda variable: pattern.search(variable.name)
 
 
 def _parsed(parse, name, value, example):

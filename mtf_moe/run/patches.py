@@ -64,6 +64,22 @@ def changed_estimators(change: Callable[[Any], Any]):
 
 
 @contextlib.contextmanager
+def beginning_from(path: str | None):
+  """Makes the estimators of mesh_tensorflow begin from a checkpoint, or none.
+
+  Args:
+    path: a string, in place of what run.init_checkpoint says.
+  """
+  get_estimator = utils.get_estimator
+
+  def get_estimator_that_begins(**kwargs):
+    return get_estimator(**{**kwargs, "init_checkpoint": path})
+
+  with _replaced(utils, "get_estimator", get_estimator_that_begins):
+    yield
+
+
+@contextlib.contextmanager
 def usable_checkpoints(model_dir: str, find: Callable[[], list[str]]):
   """Has TensorFlow and mesh_tensorflow find the checkpoints that `find` finds.
 

@@ -29,6 +29,7 @@ from mtf_moe.train import console
 from mtf_moe.train import evaluation
 from mtf_moe.train import export
 from mtf_moe.train import health
+from mtf_moe.train import made_with
 from mtf_moe.train import model_directory
 from mtf_moe.train import preflight
 from mtf_moe.train import run_mode
@@ -108,11 +109,18 @@ def _enter_model_directory(stack, model_dir, configured):
             checkpoints.usable, model_dir, besides=damaged)))
     preflight.check_checkpoint(model_dir, configured)
     return
+  # Before the directory is made, so that a mistake leaves nothing.
+  taken = preflight.find_beginning(model_dir, configured)
   stack.enter_context(model_directory.held(model_dir))
   stack.enter_context(console.kept_in(model_dir))
   checkpoints.set_aside_damaged(model_dir)
   preflight.check_checkpoint(model_dir, configured)
   preflight.check_space(model_dir, configured)
+  record = preflight.begin(model_dir, configured, taken)
+  # Where the run goes on, it does not need what it began from.
+  stack.enter_context(patches.beginning_from(
+      taken.beginning.init_checkpoint if taken else None))
+  made_with.keep(model_dir, record)
   console.note(f"command: {model_directory.save_command(model_dir)}")
   model_directory.keep_config(model_dir)
 

@@ -18,7 +18,8 @@ _LOCK_FILE = "running"
 # What runs write to, beside the files of checkpoints, which are always new.
 _EVALUATIONS = r"eval_.*|.*_eval(_.*)?"
 _WRITTEN = (
-    rf"{_LOCK_FILE}|train\.log|command.*|operative_config\.gin.*|checkpoint.*|"
+    rf"{_LOCK_FILE}|train\.log|command.*|operative_config\.gin.*|"
+    r"made_with\.json.*|checkpoint.*|"
     rf"graph\.pbtxt.*|.*\.tfevents\..*|{_EVALUATIONS}")
 
 

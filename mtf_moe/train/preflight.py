@@ -5,15 +5,24 @@ the middle of a TPUEstimator it costs minutes and names a tensor.
 """
 
 import math
+import os
 
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import checkpoints
+from mtf_moe.train import console
+from mtf_moe.train import differences
 from mtf_moe.train import export
+from mtf_moe.train import init_checkpoint
+from mtf_moe.train import made_with
 from mtf_moe.train import model_directory
 from mtf_moe.train import run_mode
+from mtf_moe.train import saved_variables
+
+# Where the model depends on the data, its variables do not.
+_ANY_LENGTH = 128
 
 
 def check_configuration(model_dir: str) -> ConfiguredModel | None:
@@ -34,6 +43,8 @@ def check_configuration(model_dir: str) -> ConfiguredModel | None:
       the data cannot be read, or a layer refuses its parameters.
   """
   run_mode.check(model_dir)
+  if run_mode.get() == "train":
+    init_checkpoint.check_options()
   configured = ConfiguredModel.from_gin()
   if configured is not None:
     _check_data(configured)
@@ -55,28 +66,115 @@ def _check_data(configured):
 
 
 def check_checkpoint(model_dir: str, configured: ConfiguredModel | None):
-  """Compares the variables with those of the checkpoint to go on from.
+  """Compares the configuration with what its checkpoints were made with.
 
   Args:
     model_dir: a string.
     configured: what `check_configuration` returned.
 
   Raises:
-    ValueError: if the newest checkpoint has variables of other shapes.
+    ValueError: if a checkpoint that is used is of another model.
   """
-  path = checkpoints.newest(model_dir)
-  if path is None or configured is None:
+  paths = run_mode.checkpoints_read(model_dir)
+  if not paths:
     return
-  saved = tf.train.load_checkpoint(path).get_variable_to_shape_map()
-  for name, shape in sorted(configured.variables.items()):
-    if saved.get(name) != shape:
-      there = (f"has the shape {saved[name]}" if name in saved
-               else "does not exist")
-      raise ValueError(
-          f"--model_dir={model_dir} holds a checkpoint of another model: "
-          f"variable {name} has the shape {shape} in this configuration, and "
-          f"{there} in {path}. Choose a new --model_dir, or go back to the "
-          "configuration in its operative_config.gin.")
+  trains = run_mode.get() == "train"
+  use = differences.Use.GO_ON if trains else differences.Use.READ
+  if configured is None:
+    configured = _of_any_length()
+  now = made_with.MadeWith.configured(configured)
+  records = {}
+  for path in paths:
+    directory = os.path.dirname(path)
+    place = (f"--model_dir={model_dir}"
+             if directory == os.path.normpath(model_dir) else directory)
+    if directory not in records:
+      records[directory] = record = made_with.read(directory)
+      if record is not None:
+        differences.compare(record.settings, now, use, place)
+    if configured is None:
+      continue
+    saved_variables.check(path, configured, place, differences.refuses())
+    if trains:
+      record = records[directory]
+      saved_variables.check_training(
+          path, configured, place,
+          record and record.settings.optimizer.get("run.optimizer"))
+
+
+def _of_any_length():
+  """The model where lengths depend on the data, on which it does not.
+
+  Returns:
+    a ConfiguredModel; None where a length of the data might build one, and
+    this one does not
+  """
+  try:
+    configured = ConfiguredModel.from_gin(default_length=_ANY_LENGTH)
+    _ = configured.variables
+  except ValueError:
+    return None
+  return configured
+
+
+def find_beginning(
+    model_dir: str, configured: ConfiguredModel
+) -> init_checkpoint.TakenOver | None:
+  """Checks what a training run begins from, where it does not go on.
+
+  Args:
+    model_dir: a string, a directory that may not exist yet.
+    configured: what `check_configuration` returned.
+
+  Returns:
+    a TakenOver; None where the run goes on, or begins at random
+
+  Raises:
+    ValueError: if run.init_checkpoint cannot be taken over.
+  """
+  if checkpoints.newest(model_dir) is not None:
+    return None
+  return init_checkpoint.find(configured)
+
+
+def begin(
+    model_dir: str, configured: ConfiguredModel,
+    taken: init_checkpoint.TakenOver | None) -> made_with.Record:
+  """Tells what a training run begins from or goes on from.
+
+  Args:
+    model_dir: a string, a directory that `check_checkpoint` has passed.
+    configured: what `check_configuration` returned.
+    taken: what `find_beginning` returned.
+
+  Returns:
+    a Record, to be kept in the directory
+
+  Raises:
+    ValueError: if the run goes on, and its data would not.
+  """
+  now = made_with.MadeWith.configured(configured)
+  if taken is not None:
+    console.say(taken.told)
+    _compare_beginning(taken.beginning, now)
+    return made_with.Record(now, taken.beginning)
+  path = checkpoints.newest(model_dir)
+  record = made_with.read(model_dir) if path is not None else None
+  if path is not None:
+    init_checkpoint.check_resumed(
+        model_dir, record and record.began, configured)
+  if record is None:
+    return made_with.Record(now)
+  return record.updated(now, utils.get_step_from_checkpoint_path(path))
+
+
+def _compare_beginning(began, now):
+  """Warns of what is not as in the run that another begins from."""
+  directory = os.path.dirname(began.init_checkpoint)
+  record = made_with.read(directory)
+  if record is not None:
+    differences.compare(
+        record.settings, now, differences.Use.BEGIN, directory)
 
 
 def check_space(model_dir: str, configured: ConfiguredModel):

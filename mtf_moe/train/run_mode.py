@@ -1,6 +1,8 @@
 """What the mode of a run needs, checked before anything is built."""
 
 import gin
+from mesh_tensorflow.transformer import utils
+import tensorflow.compat.v1 as tf
 
 from mtf_moe.run import paths
 from mtf_moe.train import checkpoints
@@ -11,6 +13,7 @@ from mtf_moe.train import sampling
 # Those of mesh_tensorflow.transformer.utils.run.
 MODES = ("train", "perplexity_eval", "infer", "eval", "score_eval",
          "score_from_strings", "score_from_dataset", *export.MODES)
+_NEWEST = -1
 
 
 def get():
@@ -64,6 +67,41 @@ def _check_has_checkpoint(model_dir, mode):
         f"--model_dir={model_dir} holds no checkpoint, and run.mode = {mode!r} "
         "needs one: give the directory of a model that was trained, or train "
         'one there with run.mode = "train".')
+
+
+def checkpoints_read(model_dir):
+  """The checkpoints that this run will read, as far as they are there.
+
+  Args:
+    model_dir: a string, the directory of the run.
+
+  Returns:
+    a list of their paths
+
+  Raises:
+    ValueError: if they are asked for in a way that is not known.
+  """
+  mode = get()
+  if mode == "infer":
+    given = gin.get_bindings("infer_model").get("checkpoint_paths")
+    if given:
+      return [given] if isinstance(given, str) else list(given)
+  if mode == "train":
+    newest = checkpoints.newest(model_dir)
+    return [newest] if newest else []
+  name = ("export_checkpoint_step" if mode in export.MODES
+          else "eval_checkpoint_step")
+  step = _bindings("utils.run").get(name)
+  if step in (None, _NEWEST) or (mode in export.MODES and not step):
+    # Which leaves out damaged ones: see patches.usable_checkpoints.
+    newest = tf.train.latest_checkpoint(model_dir)
+    return [newest] if newest else []
+  try:
+    return list(utils.get_checkpoint_iterator(step, model_dir))
+  except TypeError as error:
+    raise ValueError(
+        f"run.{name} = {step!r} is no step: set it to the number of one, to a "
+        'list of them, to "all", or to -1, the newest.') from error
 
 
 def _bindings(name):

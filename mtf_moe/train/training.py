@@ -8,6 +8,7 @@ from tensorflow_estimator import estimator as tf_estimator
 from mtf_moe.train import console
 from mtf_moe.train import health
 from mtf_moe.train import hooks as hooks_lib
+from mtf_moe.train import made_with
 from mtf_moe.train import progress
 from mtf_moe.train import reproducible
 
@@ -24,7 +25,8 @@ class Stopped(Exception):
 def train_model(
     estimator, vocabulary, sequence_length, batch_size, train_dataset_fn,
     train_steps, ensemble_inputs, seed=0, max_minutes=None,
-    seconds_per_line=10.0, steps_per_record=100, **kwargs):
+    seconds_per_line=10.0, steps_per_record=100, seen_data_init_step=0,
+    **kwargs):
   """Trains as mesh_tensorflow's function of this name does, and more safely.
 
   For `run.train_model_fn`. On a mesh of this machine, the same configuration
@@ -47,6 +49,9 @@ def train_model(
       the output is no terminal.
     steps_per_record: an integer: the loss and the state of the mixtures are
       recorded in the first step and after so many more each time.
+    seen_data_init_step: an integer, the step at which the data begins. 0 is
+      the first of the run, also where that began from a checkpoint
+      (run.init_checkpoint) at another.
     **kwargs: further arguments of mesh_tensorflow's train_model.
 
   Raises:
@@ -86,12 +91,19 @@ def train_model(
     utils.train_model(
         _WithHooks(_prepared(estimator, seed, steps_per_record), hooks),
         vocabulary, sequence_length, batch_size, train_dataset_fn, train_steps,
-        ensemble_inputs, **kwargs)
+        ensemble_inputs, seen_data_init_step=(
+            seen_data_init_step or _first_step(estimator.model_dir)), **kwargs)
   finally:
     on_signal.restore()
     shown.close()
   if on_signal.received:
     raise Stopped(on_signal.received)
+
+
+def _first_step(model_dir):
+  """The step at which a run started."""
+  record = made_with.read(model_dir)
+  return record.began.step if record and record.began else 0
 
 
 def _is_done(estimator, train_steps):

@@ -98,6 +98,25 @@ def test_killed_runs_end_as_one_in_one_piece(num_kills, directory):
   assert [name for name in actual if actual[name] != expected[name]] == []
 
 
+@pytest.mark.slow
+def test_a_killed_run_that_began_from_a_checkpoint(directory):
+  program.run(directory, *RANDOM, "run.train_steps = 4", model="source")
+  bindings = [*RANDOM, f"run.init_checkpoint = '{directory}/source'",
+              "run.train_steps = 30"]
+  program.run(directory, *bindings, model="in_one_piece")
+  model = directory / "model"
+  process = start(directory, *bindings)
+  wait_for(lambda: program.newest_step(model) > 4, process)
+  process.kill()
+  printed, _ = process.communicate()
+  assert process.returncode == -signal.SIGKILL, printed
+  assert "the run starts at step 4" in printed
+  (directory / "source").rename(directory / "gone")
+  last = program.run(directory, *bindings)
+  assert "is not needed any more" in last.stdout
+  assert program.bits(model, 30) == program.bits(directory / "in_one_piece", 30)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_first(number, directory):
   model = directory / "model"

@@ -1,0 +1,77 @@
+"""What parameters of gin were, by name, in a form that can be kept."""
+
+import contextlib
+from typing import Any
+
+import gin
+
+# Of these, values are neither a model's nor of interest: macros are resolved.
+_NOT_OF_MODELS = ("gin.", "mesh_tensorflow.transformer.utils.")
+
+
+@contextlib.contextmanager
+def recorded():
+  """Records the parameters of all that is called within the context.
+
+  Yields:
+    a dict that is filled when the context ends: from the name of a
+    configurable, with its scope and its modules, to its parameters, by name,
+    defaults included where they can be written in gin
+  """
+  calls = {}
+  operative = gin.config._OPERATIVE_CONFIG
+  before = dict(operative)
+  operative.clear()
+  try:
+    yield calls
+  finally:
+    for (scope, selector), values in operative.items():
+      if not selector.startswith(_NOT_OF_MODELS):
+        calls["/".join(filter(None, [scope, selector]))] = dict(values)
+    for key, values in before.items():
+      operative[key] = {**values, **operative.get(key, {})}
+
+
+def described(value: Any) -> Any:
+  """A value of gin as JSON has it, with macros resolved.
+
+  Args:
+    value: anything, such as a gin reference.
+
+  Returns:
+    None, a boolean, a number, a string, or lists and dicts of them. Two values
+    that mean the same, however they were written, give the same.
+  """
+  if value is None or isinstance(value, bool | int | float | str):
+    return value
+  if isinstance(value, list | tuple):
+    return [described(part) for part in value]
+  if isinstance(value, dict):
+    return {str(key): described(part) for key, part in value.items()}
+  if isinstance(value, gin.config.ConfigurableReference):
+    macro = macro_name(value)
+    if macro is not None:
+      return described(_macro_value(macro))
+    name = "/".join([*value.scopes, value.configurable.selector])
+    return f"@{name}{'()' if value.evaluate else ''}"
+  name = getattr(value, "__qualname__", None)
+  if name is not None:
+    return f"{value.__module__}.{name}"
+  text = repr(value)
+  return type(value).__qualname__ if " at 0x" in text else text
+
+
+def macro_name(value: Any) -> str | None:
+  """The name of a macro that a value of gin refers to, or None."""
+  if isinstance(value, gin.config.ConfigurableReference):
+    text = repr(value)
+    if text.startswith("%"):
+      return text[1:]
+  return None
+
+
+def _macro_value(name):
+  for key in (name, f"{name}/gin.macro.value"):  # A constant; a macro.
+    with contextlib.suppress(ValueError):
+      return gin.query_parameter(key)
+  return f"%{name}"
