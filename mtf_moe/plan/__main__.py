@@ -11,7 +11,6 @@ exchange on the lowered training step, and says what looks wrong in it.
 import json
 
 from absl import flags
-from absl import logging
 import tabulate
 import tensorflow.compat.v1 as tf
 
@@ -20,6 +19,7 @@ from mtf_moe.plan import planning
 from mtf_moe.run import config_files
 from mtf_moe.run import mistakes
 from mtf_moe.run.configured_model import ConfiguredModel
+from mtf_moe.train import console
 
 FLAGS = flags.FLAGS
 
@@ -41,17 +41,16 @@ _OVERRIDES = ["run.perplexity_eval_steps = None", "run.mode = 'train'",
 @mistakes.told(_PROGRAM)
 def main(argv):
   del argv
-  logging.set_verbosity(logging.FATAL)
-  tf.get_logger().setLevel("ERROR")
-  tf.disable_v2_behavior()
-  config_files.read(above=_OVERRIDES)
-  configured = ConfiguredModel.from_gin(FLAGS.mesh_shape, FLAGS.layout_rules)
-  if configured is None:
-    raise ValueError(
-        "run.sequence_length is not set: give the length of sequences, such "
-        "as --gin_param='run.sequence_length = 256'.")
-  plans = (planning.suggest(configured.mesh_shape.size) if FLAGS.suggest
-           else [planning.make(configured, strict=bool(FLAGS.layout_rules))])
+  with console.opened():
+    tf.disable_v2_behavior()
+    config_files.read(above=_OVERRIDES)
+    configured = ConfiguredModel.from_gin(FLAGS.mesh_shape, FLAGS.layout_rules)
+    if configured is None:
+      raise ValueError(
+          "run.sequence_length is not set: give the length of sequences, such "
+          "as --gin_param='run.sequence_length = 256'.")
+    plans = (planning.suggest(configured.mesh_shape.size) if FLAGS.suggest
+             else [planning.make(configured, strict=bool(FLAGS.layout_rules))])
   if FLAGS.json:
     shown = [plan.as_json() for plan in plans]
     print(json.dumps(shown if FLAGS.suggest else shown[0], indent=2))

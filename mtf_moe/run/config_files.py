@@ -14,9 +14,12 @@ import traceback
 
 from absl import flags
 import gin
+import mesh_tensorflow
 from mesh_tensorflow.transformer import utils
 
 from mtf_moe.run import mistakes
+from mtf_moe.run import unused
+from mtf_moe.run import values
 
 flags.DEFINE_multi_string(
     "module_import", [], "Python modules to import first, such as those that "
@@ -37,6 +40,11 @@ def directory():
   return os.path.join(os.path.dirname(os.path.dirname(_PACKAGE)), "configs")
 
 
+_NOT_OF_THE_USER = (
+    directory() + os.sep,
+    os.path.dirname(os.path.abspath(mesh_tensorflow.__file__)) + os.sep)
+
+
 def read(below: Sequence[str] = (), above: Sequence[str] = ()):
   """Reads and checks the configuration that the flags name.
 
@@ -55,21 +63,29 @@ def read(below: Sequence[str] = (), above: Sequence[str] = ()):
   """
   import_modules()
   gin.add_config_file_search_path(directory())
-  with readable_files(), readable_errors():
+  sources = []
+  with readable_files(sources), readable_errors():
     gin.parse_config(["import mtf_moe", *below])
     utils.parse_gin_defaults_and_flags(finalize_config=False)
-    gin.parse_config(list(above))
-  finish()
+  sources.append(unused.Source(
+      _PARAMETER_FLAG, "\n".join(flags.FLAGS.gin_param), is_file=False))
+  check(sources)
+  gin.parse_config(list(above))
+  gin.finalize()
 
 
-def finish():
-  """Checks what has been read, and locks it.
+def check(sources: Sequence[unused.Source] = ()):
+  """Checks what has been read.
+
+  Args:
+    sources: what of it the user gave.
 
   Raises:
-    ValueError: if something is not allowed.
+    ValueError: if something is not allowed, or has no effect.
   """
   _check_macros()
-  gin.finalize()
+  values.check()
+  unused.check(sources)
 
 
 def import_modules():
@@ -96,12 +112,18 @@ def _failure(error):
 
 
 @contextlib.contextmanager
-def readable_files():
-  """Makes gin name a file that is no text, or whose syntax it does not know."""
+def readable_files(sources: list[unused.Source]):
+  """Makes gin name a file that is no text, or whose syntax it does not know.
+
+  Args:
+    sources: to which those that are read are appended, but for those of the
+      package and of mesh_tensorflow.
+  """
   readers = gin.config._FILE_READERS
   before = list(readers)
   readers[:] = [
-      (functools.partial(_opened, reader), functools.partial(_is_file, exists))
+      (functools.partial(_opened, reader, sources),
+       functools.partial(_is_file, exists))
       for reader, exists in before]
   try:
     yield
@@ -115,11 +137,12 @@ def _is_file(exists, path):
 
 
 @contextlib.contextmanager
-def _opened(reader, path):
+def _opened(reader, sources, path):
   """A gin file, as gin reads it.
 
   Args:
     reader: what gin would have opened it with.
+    sources: a list of the files that are read.
     path: its name.
   """
   with reader(path) as file:
@@ -135,6 +158,8 @@ def _opened(reader, path):
           "UTF-8.") from error
   file = io.StringIO(text, newline=None)
   file.name = path
+  if not os.path.abspath(path).startswith(_NOT_OF_THE_USER):
+    sources.append(unused.Source(path, text, is_file=True))
   with _readable_syntax_errors(path):
     yield file
 
@@ -158,9 +183,10 @@ def _readable_syntax_errors(where):
       raise ValueError(
           f"{error.filename}, line {error.lineno}, is no Python: {error.msg}."
           f"{says}") from error
+    # Before its last line, Python says where it was in memory.
+    why = error.msg.strip().splitlines()[-1].strip()
     raise ValueError(
-        f"{where}, line {error.lineno}, is no gin: {error.msg}{says}"
-        ) from error
+        f"{where}, line {error.lineno}, is no gin: {why}{says}") from error
   except tokenize.TokenError as error:  # It does not know where it was.
     raise ValueError(
         f"{where} ends within brackets or quotes that it opens: it is no gin."
@@ -185,12 +211,16 @@ def readable_errors():
     raise ValueError(f"{mistakes.in_one_line(error)} {advice}") from error
   except ImportError:
     raise
+  except KeyError as error:  # With a message of its own, in quotes.
+    ambiguous = re.search(r"Ambiguous selector.*\]", str(error))
+    if ambiguous is None:
+      raise
+    raise ValueError(f"{ambiguous[0]}: write more of the name.") from error
   except Exception as error:  # Of a module that gin imports.
     last = traceback.extract_tb(error.__traceback__)[-1]
     if last.filename.startswith(_PACKAGE):
       raise
-    raise ValueError(f"a gin file imports what fails: {_failure(error)}."
-                     ) from error
+    raise ValueError(f"gin imports what fails: {_failure(error)}.") from error
 
 
 def _missing_file(name, message):

@@ -76,6 +76,7 @@ def test_a_mistake_in_a_file(tmp_path, text, line):
      "nothing sets that macro: give it a value, such as "
      "--gin_param='steps = ...'."),
     (["run.train_steps = [1, {'a': %steps}]"], "run.train_steps refers to "),
+    (["decode.beam_size = 4"], "Ambiguous selector 'decode', matches ['mesh_"),
     (["run.train_steps = %gin.REQUIRED"], "run.train_steps set to "
      "`%gin.REQUIRED` but not subsequently overridden."),
 ])
@@ -107,5 +108,5 @@ def test_a_module_that_a_file_imports(tmp_path, monkeypatch):
   (tmp_path / "failing.py").write_text("x = 1\nx = y\n")
   (tmp_path / "my.gin").write_text("import failing\n")
   told = said(tmp_path, files=["my.gin"])
-  assert told.startswith("a gin file imports what fails: NameError: ")
+  assert told.startswith("gin imports what fails: NameError: ")
   assert f"({tmp_path}/failing.py, line 2)" in told
