@@ -139,14 +139,21 @@ class ConfiguredModel:
 
     inputs = (transformer.autoregressive_inputs(ids("targets"))
               if model_type in _ONE_STACK else ids("inputs"))
-    _, loss = model.call_simple(
-        inputs=inputs, targets=ids("targets"), compute_loss=True, mode=mode,
-        variable_dtype=utils.get_variable_dtype(),
-        num_microbatches=self.num_microbatches)
-    layouts.check_tensors(
-        (t for op in mesh.graph.operations for t in op.outputs),
-        levels.MeshSplit(self.layout, self.mesh_shape))
+    try:
+      _, loss = model.call_simple(
+          inputs=inputs, targets=ids("targets"), compute_loss=True, mode=mode,
+          variable_dtype=utils.get_variable_dtype(),
+          num_microbatches=self.num_microbatches)
+    except ValueError:
+      self._check_tensors(mesh.graph)  # It may be why, and says it better.
+      raise
+    self._check_tensors(mesh.graph)
     return loss
+
+  def _check_tensors(self, graph):
+    layouts.check_tensors(
+        (t for op in graph.operations for t in op.outputs),
+        levels.MeshSplit(self.layout, self.mesh_shape))
 
   def _check_positions(self, model):
     """Sees that tables of positions are long enough for the mode."""
