@@ -32,6 +32,9 @@ flags.DEFINE_bool(
     "with the canonical layout, by what cores exchange and by memory.")
 
 _PROGRAM = "mtf_moe.plan"
+# What gin knows in a run.
+_IMPORTS = [f"import mtf_moe.train.{module}" for module in (
+    "checkpoints", "evaluation", "sampling", "training")]
 # What a plan does not need, or would have no part in a run: the text, and
 # summaries, which a TPU leaves out unless it is asked for them.
 _OVERRIDES = ["run.perplexity_eval_steps = None", "run.mode = 'train'",
@@ -43,7 +46,7 @@ def main(argv):
   del argv
   with console.opened():
     tf.disable_v2_behavior()
-    config_files.read(above=_OVERRIDES)
+    config_files.read(below=_IMPORTS, above=_OVERRIDES)
     configured = ConfiguredModel.from_gin(FLAGS.mesh_shape, FLAGS.layout_rules)
     if configured is None:
       raise ValueError(

@@ -78,7 +78,7 @@ def check(sources: Sequence[unused.Source] = ()):
   """Checks what has been read.
 
   Args:
-    sources: what of it the user gave.
+    sources: the files and flags that it comes from.
 
   Raises:
     ValueError: if something is not allowed, or has no effect.
@@ -116,8 +116,7 @@ def readable_files(sources: list[unused.Source]):
   """Makes gin name a file that is no text, or whose syntax it does not know.
 
   Args:
-    sources: to which those that are read are appended, but for those of the
-      package and of mesh_tensorflow.
+    sources: to which those that are read are appended.
   """
   readers = gin.config._FILE_READERS
   before = list(readers)
@@ -158,8 +157,9 @@ def _opened(reader, sources, path):
           "UTF-8.") from error
   file = io.StringIO(text, newline=None)
   file.name = path
-  if not os.path.abspath(path).startswith(_NOT_OF_THE_USER):
-    sources.append(unused.Source(path, text, is_file=True))
+  sources.append(unused.Source(
+      path, text, is_file=True,
+      is_of_user=not os.path.abspath(path).startswith(_NOT_OF_THE_USER)))
   with _readable_syntax_errors(path):
     yield file
 

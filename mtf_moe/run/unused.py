@@ -3,7 +3,8 @@
 Gin takes `train_steps = 3` for a macro, which nothing need refer to, and a
 binding of what never runs. A macro without use that --gin_param sets is an
 error: it was written for this very run, which may last days. In a file, and
-for bindings, it is a warning, as files serve several runs and modes. What the
+for bindings, it is a warning, as files serve several runs and modes; so it is
+where a macro of the package is set, and what it is for as well. What the
 package and mesh_tensorflow set themselves is no one's mistake.
 """
 
@@ -18,6 +19,9 @@ from gin import config_parser
 import mesh_tensorflow as mtf
 from mesh_tensorflow.transformer import transformer
 
+_LOST = ("has no effect: what takes this macro from the package's files is set "
+         "otherwise.")
+
 _logger = logging.getLogger(__name__)
 
 _MACRO = "gin.macro"
@@ -27,21 +31,6 @@ _SCOPES = {"encoder", "decoder", "student", "teacher"}
 _BY_REFERENCE = (
     "BeamSearch", "ByteVocabulary", "SentencePieceVocabulary",
     "continue_prompts", "held_out_steps", "text_dataset")
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """A piece of gin that the user gave.
-
-  Attributes:
-    name: of the file, or the flag.
-    text: what it says.
-    is_file: whether it is a file.
-  """
-
-  name: str
-  text: str
-  is_file: bool
 
 
 class _Names(config_parser.ParserDelegate):
@@ -54,36 +43,62 @@ class _Names(config_parser.ParserDelegate):
     return None
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A piece of gin that has been read.
+
+  Attributes:
+    name: of the file, or the flag.
+    text: what it says.
+    is_file: whether it is a file.
+    is_of_user: or of the package, or of mesh_tensorflow.
+  """
+
+  name: str
+  text: str
+  is_file: bool
+  is_of_user: bool = True
+
+  def bindings(self):
+    """The statements that bind something."""
+    return [statement for statement in config_parser.ConfigParser(
+        self.text, _Names())
+            if isinstance(statement, config_parser.BindingStatement)]
+
+
 def check(sources: Sequence[Source]):
   """Tells what has no effect.
 
   Args:
-    sources: all gin of the user, which has been read.
+    sources: all gin files and flags that have been read.
 
   Raises:
-    ValueError: if --gin_param sets a macro that nothing refers to.
+    ValueError: if --gin_param sets a macro that nothing refers to, and that no
+      file of the package knows.
   """
   references = [
       reference for reference in gin_config.iterate_references(
           gin_config._CONFIG)]
   macros = {reference.config_key[0] for reference in references
             if reference.configurable.wrapped is gin_config.macro}
+  # Those that have lost their use, to a parameter that is set directly.
+  known = {statement.selector for source in sources if not source.is_of_user
+           for statement in source.bindings() if not statement.arg_name}
   told = set()
   for source in sources:
-    for statement in config_parser.ConfigParser(source.text, _Names()):
-      if not isinstance(statement, config_parser.BindingStatement):
-        continue
+    for statement in source.bindings() if source.is_of_user else ():
       line = statement.location.line_content.strip()
       where = f"{source.name}, line {statement.location.line_num}: {line!r}"
       if not statement.arg_name:
         name = "/".join(filter(None, [statement.scope, statement.selector]))
-        why = None if name in macros else _of_macro(name, line, macros)
+        why = (None if name in macros else _LOST if name in known
+               else _of_macro(name, line, macros))
       else:
         why = _of_binding(statement, references)
       if why is None or why in told:
         continue
       told.add(why)
-      if not statement.arg_name and not source.is_file:
+      if not statement.arg_name and not source.is_file and why != _LOST:
         raise ValueError(f"{where} {why}")
       _logger.warning("%s %s", where, why)
 

@@ -6,8 +6,12 @@ import gin
 import pytest
 
 from mtf_moe.run import config_files
-from mtf_moe.run import unused
+from mtf_moe.train import beam_search
+from mtf_moe.train import training
 from tests.train import configs_test
+
+# What gin knows of.
+assert beam_search and training
 
 FILES = ["models/lm_tiny.gin", "meshes/cpu_1.gin", "data/bytes.gin"]
 
@@ -89,10 +93,10 @@ def test_the_files_of_the_package_are_silent(file, warnings):
   assert warnings() == []
 
 
-def test_a_file_of_the_package_is_no_source():
-  sources = []
-  with config_files.readable_files(sources):
-    gin.add_config_file_search_path(config_files.directory())
-    gin.parse_config_file("runs/tiny.gin")
-  assert sources == []
-  assert unused.Source("a", "", True).is_file
+@pytest.mark.parametrize("lines", [
+    ["batch_size = 4", "run.batch_size = ('tokens_per_batch', 64)"],
+    ["run.sequence_length = 16", "sequence_length = 32"]])
+def test_a_macro_of_the_package_that_has_lost_its_use(lines, warnings):
+  read(*lines)
+  warning, = warnings()
+  assert "has no effect: what takes this macro" in warning
