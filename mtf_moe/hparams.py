@@ -112,7 +112,8 @@ class MoeHparams:
                  "capacity_factor_second_level"):
       _check_number(name, getattr(self, "moe_" + name), positive=True,
                     remedy="1.0 gives every expert an even share of the tokens")
-    for name in ("dropless_eval", "dropless_inference"):
+    for name in ("dropless_eval", "dropless_inference", "use_second_place_loss",
+                 "summaries"):
       _check_boolean(name, getattr(self, "moe_" + name))
     for name in ("second_policy_train", "second_policy_eval"):
       _check_choice(name, getattr(self, "moe_" + name), SECOND_POLICIES)

@@ -16,23 +16,22 @@ import statistics
 import sys
 import time
 
-from absl import app
 from absl import flags
 from absl import logging
-import gin
 import mesh_tensorflow as mtf
-from mesh_tensorflow.transformer import utils
 import tabulate
 import tensorflow.compat.v1 as tf
 import tqdm
 
 from mtf_moe.run import config_files
+from mtf_moe.run import mistakes
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import hooks
 from mtf_moe.train import records
 from mtf_moe.train import training
 
 assert mtf_moe
+_PROGRAM = "recording_cost.py"
 _DEFAULT_FILES = ["models/lm_small.gin", "meshes/cpu_2x2.gin", "data/bytes.gin"]
 _STEPS_PER_RECORD = 100  # The default of train_model.
 _PLAIN, _WATCHED, _RECORDED = (
@@ -43,19 +42,17 @@ flags.DEFINE_integer(
     "rounds", 30, "How often each kind of step is measured.", lower_bound=2)
 
 
+@mistakes.told(_PROGRAM)
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+  del argv
   logging.set_verbosity(logging.FATAL)
   tf.get_logger().setLevel("ERROR")
   tf.disable_v2_behavior()
   tf.enable_resource_variables()
-  gin.add_config_file_search_path(config_files.directory())
   if not FLAGS.gin_file:
     FLAGS.gin_file = _DEFAULT_FILES
-  utils.parse_gin_defaults_and_flags()
-  with gin.unlock_config():  # The text is not needed, only the vocabulary.
-    gin.parse_config(["run.perplexity_eval_steps = None", "run.mode = 'train'"])
+  config_files.read(above=[  # The text is not needed, only the vocabulary.
+      "run.perplexity_eval_steps = None", "run.mode = 'train'"])
   with tf.Graph().as_default():
     fetches, lay_out_variables = _build(ConfiguredModel.from_gin())
     session = tf.Session(config=training.session_config())
@@ -121,4 +118,4 @@ def _table(times):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  mistakes.run(_PROGRAM, main)

@@ -20,4 +20,7 @@ def parse(files=(), bindings=()):
   gin.parse_config_file(os.path.join(
       os.path.dirname(mesh_tensorflow.__file__), "transformer", "gin",
       "defaults.gin"))
-  gin.parse_config_files_and_bindings(list(files), list(bindings))
+  gin.parse_config_files_and_bindings(
+      list(files), list(bindings), finalize_config=False)
+  config_files.check()
+  gin.finalize()

@@ -207,6 +207,8 @@ def test_the_layer_needs_two_levels():
      "MoE2D.capacity_factor_train = nan"),
     ("moe_capacity_factor_train", "much", "MoE2D.capacity_factor_train = 'muc"),
     ("moe_dropless_eval", 1, "MoE2D.dropless_eval = 1 .*True or False"),
+    ("moe_use_second_place_loss", "no", "use_second_place_loss = 'no' is nei"),
+    ("moe_summaries", "False", "MoE2D.summaries = 'False' is neither on nor"),
     ("moe_dropless_eval", "yes", "MoE2D.dropless_eval = 'yes'"),
     ("moe_gating", "top_3", "MoE2D.moe_gating = 'top_3'.*'top_2'"),
     ("moe_gating", ("switch", "x"), "moe_gating = 'x'.*'top_2', 'switch'"),

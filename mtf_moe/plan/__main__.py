@@ -9,20 +9,17 @@ exchange on the lowered training step, and says what looks wrong in it.
 """
 
 import json
-import sys
 
-from absl import app
 from absl import flags
-from absl import logging
-import gin
-from mesh_tensorflow.transformer import utils
 import tabulate
 import tensorflow.compat.v1 as tf
 
 from mtf_moe import levels
 from mtf_moe.plan import planning
 from mtf_moe.run import config_files
+from mtf_moe.run import mistakes
 from mtf_moe.run.configured_model import ConfiguredModel
+from mtf_moe.train import console
 
 FLAGS = flags.FLAGS
 
@@ -34,21 +31,22 @@ flags.DEFINE_bool(
     "suggest", False, "Rank the meshes of so many cores as run.mesh_shape has, "
     "with the canonical layout, by what cores exchange and by memory.")
 
+_PROGRAM = "mtf_moe.plan"
+# What gin knows in a run.
+_IMPORTS = [f"import mtf_moe.train.{module}" for module in (
+    "checkpoints", "evaluation", "sampling", "training")]
 # What a plan does not need, or would have no part in a run: the text, and
 # summaries, which a TPU leaves out unless it is asked for them.
 _OVERRIDES = ["run.perplexity_eval_steps = None", "run.mode = 'train'",
               "MoE2D.summaries = False"]
 
 
+@mistakes.told(_PROGRAM)
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-  logging.set_verbosity(logging.FATAL)
-  tf.get_logger().setLevel("ERROR")
-  tf.disable_v2_behavior()
-  try:
-    config_files.import_modules()
-    _parse_gin()
+  del argv
+  with console.opened():
+    tf.disable_v2_behavior()
+    config_files.read(below=_IMPORTS, above=_OVERRIDES)
     configured = ConfiguredModel.from_gin(FLAGS.mesh_shape, FLAGS.layout_rules)
     if configured is None:
       raise ValueError(
@@ -56,21 +54,11 @@ def main(argv):
           "as --gin_param='run.sequence_length = 256'.")
     plans = (planning.suggest(configured.mesh_shape.size) if FLAGS.suggest
              else [planning.make(configured, strict=bool(FLAGS.layout_rules))])
-  except (ImportError, OSError, ValueError) as error:
-    sys.exit(f"mtf_moe.plan: {error}")
   if FLAGS.json:
     shown = [plan.as_json() for plan in plans]
     print(json.dumps(shown if FLAGS.suggest else shown[0], indent=2))
   else:
     print(_ranking(plans) if FLAGS.suggest else plans[0].text())
-
-
-def _parse_gin():
-  gin.add_config_file_search_path(config_files.directory())
-  gin.parse_config("import mtf_moe")
-  utils.parse_gin_defaults_and_flags()
-  with gin.unlock_config():
-    gin.parse_config(_OVERRIDES)
 
 
 def _ranking(plans):
@@ -89,4 +77,4 @@ def _ranking(plans):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  mistakes.run(_PROGRAM, main)

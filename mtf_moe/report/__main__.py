@@ -6,14 +6,14 @@ The page shows whether experts are used, tokens are lost and the run is healthy.
 It works without a network. Several --model_dir are compared.
 """
 
-import sys
-
-from absl import app
 from absl import flags
 from absl import logging
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import mistakes
+
 FLAGS = flags.FLAGS
+_PROGRAM = "mtf_moe.report"
 
 flags.DEFINE_multi_string(
     "model_dir", None,
@@ -27,9 +27,9 @@ flags.DEFINE_string(
 _EXTRA = ("narwhals", "plotly", "tensorboard")
 
 
+@mistakes.told(_PROGRAM)
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+  del argv
   logging.set_verbosity(logging.FATAL)
   tf.get_logger().setLevel("ERROR")
   try:
@@ -38,12 +38,10 @@ def main(argv):
   except ImportError as error:
     if (error.name or "").partition(".")[0] not in _EXTRA:
       raise
-    sys.exit(f"mtf_moe.report: {error.name} is not installed: "
-             "pip install 'mtf_moe[report]', or, in a checkout, "
-             "pip install '.[report]'.")
-  except (OSError, tf.errors.OpError, ValueError) as error:
-    sys.exit(f"mtf_moe.report: {error}")
+    raise ImportError(
+        f"{error.name} is not installed: pip install 'mtf_moe[report]', or, in "
+        "a checkout, pip install '.[report]'.") from error
 
 
 if __name__ == "__main__":
-  app.run(main)
+  mistakes.run(_PROGRAM, main)

@@ -5,6 +5,7 @@ a run, and for counting what one would cost.
 """
 
 from collections.abc import Sequence
+import copy
 import dataclasses
 import functools
 import math
@@ -18,6 +19,7 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe import levels
 from mtf_moe.run import gin_values
+from mtf_moe.run import layouts
 
 _ONE_STACK = ("lm", "delimited_lm")  # Models that have targets only.
 
@@ -63,22 +65,26 @@ class ConfiguredModel:
       ValueError: if the mesh or the layout cannot be read, or the batch does
         not fit the mesh.
     """
+    if mesh_shape is None:
+      layouts.check_is_set()
     run = gin.get_bindings("utils.run")
+    _check_vocabulary(run.get("vocabulary"))
     if outer_batch_size is None:
       outer_batch_size = gin.get_bindings("tpu_estimator_model_fn").get(
           "outer_batch_size", 1)
     lengths = run.get("sequence_length") or default_length
     if lengths is None:
       return None
-    if isinstance(lengths, int):
-      lengths = {"inputs": lengths, "targets": lengths}
-    mesh_shape = _parsed(
-        mtf.convert_to_shape, "run.mesh_shape",
-        mesh_shape or run.get("mesh_shape"), "outer:4,batch:4")
-    layout = _parsed(
-        mtf.convert_to_layout_rules, "run.layout_rules",
+    lengths = _by_feature(lengths)
+    mesh_shape = layouts.mesh_shape(mesh_shape or run.get("mesh_shape"))
+    layout = layouts.layout_rules(
         run.get("layout_rules") if layout_rules is None else layout_rules,
-        levels.CANONICAL_LAYOUT)
+        mesh_shape)
+    devices = run.get("mesh_devices")
+    if devices is not None and len(devices) != mesh_shape.size:
+      raise ValueError(
+          f"run.mesh_devices = {devices!r} names {len(devices)} devices, and "
+          f"run.mesh_shape has {mesh_shape.size} slices: name one for each.")
     batch_dims = _batch_dims(
         run, lengths, mesh_shape, layout, outer_batch_size)
     return cls(
@@ -117,6 +123,10 @@ class ConfiguredModel:
 
     Returns:
       a scalar
+
+    Raises:
+      ValueError: if a layer refuses its parameters, the mesh cannot hold a
+        tensor, or a table of positions is too short.
     """
     vocabulary = self.run.get("vocabulary")
     model_type = self.run.get("model_type", "bitransformer")
@@ -125,6 +135,7 @@ class ConfiguredModel:
         input_vocab_size=utils.inputs_vocabulary(vocabulary).vocab_size,
         output_vocab_size=utils.targets_vocabulary(vocabulary).vocab_size,
         mesh_shape=self.mesh_shape, layout_rules=self.layout)
+    self._check_positions(model)
 
     def ids(feature):
       return mtf.zeros(
@@ -133,11 +144,48 @@ class ConfiguredModel:
 
     inputs = (transformer.autoregressive_inputs(ids("targets"))
               if model_type in _ONE_STACK else ids("inputs"))
-    _, loss = model.call_simple(
-        inputs=inputs, targets=ids("targets"), compute_loss=True, mode=mode,
-        variable_dtype=utils.get_variable_dtype(),
-        num_microbatches=self.num_microbatches)
+    try:
+      _, loss = model.call_simple(
+          inputs=inputs, targets=ids("targets"), compute_loss=True, mode=mode,
+          variable_dtype=utils.get_variable_dtype(),
+          num_microbatches=self.num_microbatches)
+    except ValueError:
+      self._check_tensors(mesh.graph)  # It may be why, and says it better.
+      raise
+    self._check_tensors(mesh.graph)
     return loss
+
+  def _check_tensors(self, graph):
+    layouts.check_tensors(
+        (t for op in graph.operations for t in op.outputs),
+        levels.MeshSplit(self.layout, self.mesh_shape))
+
+  def _check_positions(self, model):
+    """Sees that tables of positions are long enough for the mode."""
+    needed, what = max(self.lengths.values()), "a sequence"
+    if self.run.get("mode") in ("infer", "export_infer", "export"):
+      if isinstance(model, transformer.Unitransformer):
+        # Of BeamSearch, which else continues by as many as a prompt has.
+        continuation = self.lengths["targets"]
+        if (predict_fn := self.run.get("predict_fn")) is not None:
+          continuation = (getattr(predict_fn, "max_length", None)
+                          or self.lengths["inputs"])
+        needed = self.lengths["inputs"] + continuation
+        what = "a prompt with its continuation"
+      else:
+        limit = gin.get_bindings("Bitransformer.decode").get(
+            "max_decode_length")
+        needed = max(self.lengths["inputs"], limit or 0)
+    stacks = [getattr(model, name) for name in ("encoder", "decoder")
+              if hasattr(model, name)] or [model]
+    for stack in stacks:
+      table = getattr(stack, "max_length_dim", None)
+      if table is not None and table.size < needed:
+        raise ValueError(
+            f"Unitransformer.max_length = {table.size} is the length of the "
+            f"table of positions, and {what} may have {needed} tokens "
+            "(run.sequence_length): set it to so many, which makes another "
+            "model, or lower run.sequence_length.")
 
   @property
   def variables(self) -> dict[str, list[int]]:
@@ -210,29 +258,77 @@ def _variable_filter(given):
   return lambda variable: pattern.search(variable.name)
 
 
-def _parsed(parse, name, value, example):
-  """What mtf makes of a string, or a ValueError that names the parameter."""
-  try:
-    parsed = parse(value)
-  except (TypeError, ValueError):
-    parsed = None
-  if parsed is None:
+def _check_vocabulary(vocabulary):
+  """Raises ValueError if a model cannot be made for it."""
+  for one in vocabulary if isinstance(vocabulary, tuple) else [vocabulary]:
+    if not hasattr(one, "vocab_size"):
+      raise ValueError(
+          f"run.vocabulary = {vocabulary!r} is no vocabulary: add a file such "
+          "as --gin_file=data/bytes.gin, or set it to "
+          "@mtf_moe.ByteVocabulary() or @mtf_moe.SentencePieceVocabulary().")
+
+
+def bound(name: str):
+  """The value that gin binds to a parameter of `run`, or None.
+
+  Of the others none is looked at: they may be about to ask for this one.
+  """
+  run = gin.get_bindings("utils.run", resolve_references=False)
+  return copy.deepcopy(run.get(name))  # Which is how gin follows references.
+
+
+def batch_size() -> int:
+  """The sequences of a batch, of the configuration.
+
+  Raises:
+    ValueError: as `sequences_per_batch`, or if there is no mesh.
+  """
+  layouts.check_is_set()
+  shape = layouts.mesh_shape(bound("mesh_shape"))
+  given = bound("batch_size")
+  return sequences_per_batch(
+      {} if given is None else {"batch_size": given},
+      _by_feature(bound("sequence_length")), shape,
+      layouts.layout_rules(bound("layout_rules"), shape))
+
+
+def _by_feature(lengths):
+  if isinstance(lengths, int):
+    return {"inputs": lengths, "targets": lengths}
+  return lengths
+
+
+def sequences_per_batch(run, lengths, mesh_shape, layout) -> int:
+  """The sequences of a batch, in whichever way run.batch_size says it.
+
+  Args:
+    run: the gin bindings of `run`.
+    lengths: the length of sequences, by feature.
+    mesh_shape: a mtf.Shape.
+    layout: a mtf.LayoutRules.
+
+  Raises:
+    ValueError: if that is no positive number.
+  """
+  batch_size = given = run.get("batch_size", ("tokens_per_replica", 2048))
+  if not isinstance(given, int):
+    try:
+      batch_size = utils.compute_batch_size(lengths, mesh_shape, layout, given)
+    except ValueError as error:  # Of numbers without a name.
+      raise ValueError(
+          f"run.batch_size = {given!r} makes no whole number of sequences of "
+          f"{max(lengths.values())} tokens ({error}): give a multiple of "
+          "run.sequence_length.") from error
+  if batch_size <= 0:
     raise ValueError(
-        f"{name} = {value!r} cannot be read: write pairs of a name and what "
-        f'belongs to it, such as "{example}".')
-  return parsed
+        f"run.batch_size = {given!r} makes a batch of {batch_size} sequences: "
+        "set it to a positive number.")
+  return batch_size
 
 
 def _batch_dims(run, lengths, mesh_shape, layout, outer):
   """The batch Dimensions that the model will see."""
-  batch_size = run.get("batch_size", ("tokens_per_replica", 2048))
-  if not isinstance(batch_size, int):
-    batch_size = utils.compute_batch_size(
-        lengths, mesh_shape, layout, batch_size)
-  if batch_size <= 0:
-    raise ValueError(
-        f"run.batch_size = {run.get('batch_size')!r} makes a batch of "
-        f"{batch_size} sequences: set it to a positive number.")
+  batch_size = sequences_per_batch(run, lengths, mesh_shape, layout)
   split = levels.MeshSplit(layout, mesh_shape)
   has_outer_batch = run.get("mode", "train") in ("train", "perplexity_eval")
   if not (has_outer_batch and outer):

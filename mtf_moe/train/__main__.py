@@ -13,15 +13,14 @@ import contextlib
 import functools
 import sys
 
-from absl import app
 from absl import flags
-import gin
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
 from mtf_moe import recomputation
 from mtf_moe.run import config_files
 from mtf_moe.run import machines
+from mtf_moe.run import mistakes
 from mtf_moe.run import patches
 from mtf_moe.run import paths
 from mtf_moe.train import checkpoints
@@ -38,6 +37,10 @@ from mtf_moe.train import vocabulary
 
 FLAGS = flags.FLAGS
 
+_PROGRAM = "mtf_moe.train"
+_BINDINGS = ["import mtf_moe.train.training",
+             "run.train_model_fn = @mtf_moe.train_model"]
+
 flags.DEFINE_string(
     "model_dir", None,
     "Directory of checkpoints, configuration and summaries. A run whose "
@@ -52,9 +55,9 @@ flags.DEFINE_bool(
     "tensorflow_log", False, "Show TensorFlow's own log as well.")
 
 
+@mistakes.told(_PROGRAM)
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+  del argv
   with contextlib.ExitStack() as stack:
     stack.enter_context(console.opened(FLAGS.tensorflow_log))
     tf.disable_v2_behavior()
@@ -63,32 +66,18 @@ def main(argv):
     tf.enable_resource_variables()
     if not FLAGS.tensorflow_log:
       stack.enter_context(patches.silent_print_op())
-    try:
-      FLAGS.model_dir = paths.usable(FLAGS.model_dir, "--model_dir")
-      machines.check_only_one()
-      config_files.import_modules()
-      with config_files.readable_syntax_errors():
-        _parse_gin()
-      console.say("checking the configuration")
-      configured = preflight.check_configuration(FLAGS.model_dir)
-      _enter_model_directory(stack, FLAGS.model_dir, configured)
-    except (ImportError, OSError, ValueError) as error:
-      sys.exit(f"mtf_moe.train: {error}")
+    FLAGS.model_dir = paths.usable(FLAGS.model_dir, "--model_dir")
+    machines.check_only_one()
+    config_files.read(below=_BINDINGS)
+    console.say("checking the configuration")
+    configured = preflight.check_configuration(FLAGS.model_dir)
+    _enter_model_directory(stack, FLAGS.model_dir, configured)
     stack.enter_context(patches.graphs_as_built())
     if run_mode.get() != "train":
       stack.enter_context(recomputation.unused())
     if run_mode.get() in export.MODES:
       stack.enter_context(vocabulary.as_operations())
     _run()
-
-
-def _parse_gin():
-  """Reads the configuration: ours below mesh_tensorflow's below the user's."""
-  gin.add_config_file_search_path(config_files.directory())
-  gin.parse_config(
-      "import mtf_moe.train.training\n"
-      "run.train_model_fn = @mtf_moe.train_model")
-  utils.parse_gin_defaults_and_flags()
 
 
 def _enter_model_directory(stack, model_dir, configured):
@@ -155,4 +144,4 @@ def _run():
 
 
 if __name__ == "__main__":
-  app.run(main)
+  mistakes.run(_PROGRAM, main)

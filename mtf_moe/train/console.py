@@ -119,10 +119,19 @@ def _handled_by(logger, handler, level=logging.INFO):
 
 
 class _Screen(logging.Handler):
-  """Writes above a progress bar, where there is one."""
+  """Writes above a progress bar, where there is one; a warning once."""
+
+  def __init__(self, level):
+    super().__init__(level)
+    self._warnings = set()
 
   def emit(self, record):
     text = record.getMessage()
+    if record.levelno == logging.WARNING:
+      # A model is built several times, and has many layers.
+      if text in self._warnings:
+        return
+      self._warnings.add(text)
     if record.levelno < logging.WARNING:
       stream = sys.stdout
     else:

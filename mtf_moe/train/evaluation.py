@@ -8,6 +8,7 @@ padding count as tokens that cost nothing, and the balancing losses are in it.
 
 import dataclasses
 import functools
+import inspect
 import lzma
 import math
 import zlib
@@ -15,6 +16,7 @@ import zlib
 import gin
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import configured_model
 from mtf_moe.run import patches
 from mtf_moe.train import console
 from mtf_moe.train import progress
@@ -51,9 +53,11 @@ def check_options():
   """Checks what gin has configured for `evaluate`.
 
   Raises:
-    ValueError: if evaluate.with_dropless is no boolean, or the evaluation that
-      is to be done twice never ends.
+    ValueError: if evaluate.with_dropless is no boolean, the evaluation that
+      is to be done twice never ends, or steps are counted for other batches
+      than there are.
   """
+  _check_held_out_steps()
   with_dropless = gin.get_bindings("mtf_moe.evaluate").get(
       "with_dropless", False)
   checkpoint_step = gin.get_bindings(
@@ -67,6 +71,23 @@ def check_options():
         "evaluate.with_dropless = True evaluates twice, and "
         "run.eval_checkpoint_step = None waits for new checkpoints without "
         "end: set run.eval_checkpoint_step to -1, the newest, or to a step.")
+
+
+def _check_held_out_steps():
+  """Raises ValueError if held_out_steps is told of other batches."""
+  run = gin.get_bindings("utils.run", resolve_references=False)
+  steps = run.get("perplexity_eval_steps")
+  if not (isinstance(steps, gin.config.ConfigurableReference)
+          and steps.configurable.wrapped is inspect.unwrap(
+              text_data.held_out_steps)):
+    return
+  counted = gin.get_bindings("mtf_moe.held_out_steps").get("batch_size")
+  batch_size = configured_model.batch_size()
+  if counted is not None and counted != batch_size:
+    raise ValueError(
+        f"held_out_steps.batch_size = {counted}, and run.batch_size makes "
+        f"batches of {batch_size} sequences: leave the former out, and it "
+        "follows.")
 
 
 @dataclasses.dataclass(frozen=True)

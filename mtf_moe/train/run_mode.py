@@ -41,7 +41,9 @@ def check(model_dir):
     raise ValueError(
         f"run.sequence_length = None, and run.mode = {mode!r} needs one: set "
         "it to the tokens of a sequence, such as 128.")
-  if mode != "train":
+  if mode == "train":
+    _check_training_data()
+  else:
     _check_has_checkpoint(model_dir, mode)
   if mode == "perplexity_eval":
     evaluation.check_options()
@@ -49,6 +51,20 @@ def check(model_dir):
     sampling.check_prompts()
   if mode in export.MODES:
     export.check_path()
+
+
+def _check_training_data():
+  """Raises ValueError unless there is data to train on."""
+  run = _bindings("utils.run")
+  if run.get("train_dataset_fn") is None:
+    raise ValueError(
+        "run.train_dataset_fn is not set: add a file such as "
+        "--gin_file=data/bytes.gin, or set it to a function that returns a "
+        "tf.data.Dataset, such as @mtf_moe.text_dataset.")
+  if run.get("dataset_split", "train") != "train":
+    raise ValueError(
+        f"run.dataset_split = {run['dataset_split']!r} is not for training: "
+        'set it to "train", or run.mode to "perplexity_eval".')
 
 
 def _check_has_checkpoint(model_dir, mode):

@@ -18,6 +18,7 @@ import gin
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import configured_model
 from mtf_moe.train import text_files
 from mtf_moe.train import vocabulary as vocabulary_lib
 
@@ -148,16 +149,18 @@ def held_out_size(vocabulary, sequence_length, files=None):
 
 
 @gin.configurable(module="mtf_moe")
-def held_out_steps(batch_size, vocabulary, sequence_length, files=None):
+def held_out_steps(batch_size=None, vocabulary=None, sequence_length=None,
+                   files=None):
   """Counts the steps that evaluate every held-out window once.
 
   For `run.perplexity_eval_steps = @mtf_moe.held_out_steps()`. The evaluation
   fills the last batch with empty examples.
 
   Args:
-    batch_size: an integer, windows in a batch: the value of run.batch_size.
-    vocabulary: as for `text_dataset`.
-    sequence_length: as for `text_dataset`.
+    batch_size: an integer, windows in a batch; None takes that of `run`, in
+      whichever way it is set.
+    vocabulary: as for `text_dataset`; None takes that of `run`.
+    sequence_length: as for `text_dataset`; None takes that of `run`.
     files: a TextFiles; None builds one from its gin bindings.
 
   Returns:
@@ -166,6 +169,12 @@ def held_out_steps(batch_size, vocabulary, sequence_length, files=None):
   Raises:
     ValueError: batch_size is not a positive integer; and as `text_dataset`.
   """
+  if batch_size is None:
+    batch_size = configured_model.batch_size()
+  if vocabulary is None:
+    vocabulary = configured_model.bound("vocabulary")
+  if sequence_length is None:
+    sequence_length = configured_model.bound("sequence_length")
   if not _is_positive_integer(batch_size):
     raise ValueError(
         f"held_out_steps.batch_size={batch_size!r} is not allowed: give a "

@@ -10,18 +10,19 @@ document. As a program, this file trains a SentencePiece model:
 import contextlib
 import io
 import os
-import sys
 import tempfile
 
-from absl import app
 from absl import flags
 import gin
 from mesh_tensorflow.transformer import vocabulary as mtf_vocabulary
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import mistakes
 from mtf_moe.train import sentencepiece_graph
 from mtf_moe.train import text_files
+
+_PROGRAM = "mtf_moe.train.vocabulary"
 
 PAD_ID = 0
 EOS_ID = 1
@@ -287,10 +288,10 @@ def _write_atomically(path, data):
   os.replace(f.name, path)
 
 
+@mistakes.told(_PROGRAM)
 def _main(argv):
   """Trains a SentencePiece model from the command line."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}; quote patterns.")
+  del argv
   args = flags.FLAGS
   train_sentencepiece(args.files, args.model, args.vocab_size)
   vocabulary = SentencePieceVocabulary(args.model)
@@ -310,7 +311,4 @@ if __name__ == "__main__":
   flags.DEFINE_string("model", None, "Where to write the model.", required=True)
   flags.DEFINE_integer("vocab_size", None, "Number of ids.", required=True,
                        lower_bound=1)
-  try:
-    app.run(_main)
-  except (ImportError, ValueError) as error:
-    sys.exit(f"error: {error}")
+  mistakes.run(_PROGRAM, _main)

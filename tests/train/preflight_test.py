@@ -40,7 +40,7 @@ def test_a_good_configuration_passes(text, tmp_path):
     (["MoE2D.expert_y = 5"], "MoE2D.expert_y .*size 5.*'outer' of size 2"),
     (["batch_size = 6"], r"run\.batch_size .*size 3.*multiple of 2"),
     (["batch_size = 7"], r"run\.batch_size = 7.*outer_batch_size = 2"),
-    (["batch_size = 0"], r"held_out_steps\.batch_size=0"),
+    (["batch_size = 0"], r"run\.batch_size = 0, the macro batch_size, must be"),
     (["run.batch_size = 0"], r"run\.batch_size = 0.*positive"),
     (["run.batch_size = -4"], r"run\.batch_size = -4.*positive"),
     (["tpu_estimator_model_fn.outer_batch_size = 1"],
@@ -55,7 +55,7 @@ def test_a_good_configuration_passes(text, tmp_path):
     (["TextFiles.glob = 'no/such/*.txt'"],
      r"TextFiles\.glob='no/such/\*\.txt' matches no file"),
     (["sequence_length = 6000"], r"has .* tokens, run\.sequence_length=6000"),
-    (["sequence_length = 0"], r"run\.sequence_length=0.*positive integer"),
+    (["sequence_length = 0"], r"run\.sequence_length = 0.*positive integer"),
     (["run.layout_rules = 'outer_batch:outer,batch:batch,expert_x:outer,"
       "expert_y:batch'"], "splits both 'outer_batch' and 'expert_x' over "
      r".*'outer'.*different axes"),

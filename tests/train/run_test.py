@@ -128,7 +128,7 @@ def test_a_time_limit_stops_with_a_checkpoint(directory):
     (["no_such.parameter = 1"], "No configurable matching 'no_such'"),
     (["run.train_steps 7"], "--gin_param, line 10, is no gin: Couldn't parse "
      "statement, expected ':' or '='. It says 'run.train_steps 7'."),
-    (["run.train_steps = [1,"], "a gin file or a --gin_param ends within"),
+    (["run.train_steps = [1,"], "--gin_param ends within brackets or quotes"),
     (["run.mode = 'evaluate'"], "run.mode = 'evaluate' is not known."),
     (["run.mode = 'infer'"], "--model_dir="),
 ])
