@@ -63,6 +63,7 @@ def main(argv):
         _parse_gin()
       console.say("checking the configuration")
       configured = preflight.check_configuration(FLAGS.model_dir)
+      preflight.warn_of_wrong_products(FLAGS.tpu)
       _enter_model_directory(stack, FLAGS.model_dir, configured)
     except (ImportError, OSError, ValueError) as error:
       sys.exit(f"mtf_moe.train: {error}")
