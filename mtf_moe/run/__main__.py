@@ -23,6 +23,7 @@ import os
 import runpy
 import shutil
 import sys
+import types
 
 import mtf_moe  # For gin, and for mesh_tensorflow.
 from mtf_moe.run import recording
@@ -102,9 +103,11 @@ def _is_python_script(path):
 
 def _run_file(path):
   """As `python path` does: modules beside the file can be imported."""
-  if not os.path.isdir(path) and not sys.flags.safe_path:
-    sys.path[0] = os.path.dirname(os.path.realpath(path))
-  with _argv([path, *sys.argv[1:]]):
+  with contextlib.ExitStack() as stack:
+    if not os.path.isdir(path) and not sys.flags.safe_path:
+      stack.callback(sys.path.__setitem__, slice(None), [*sys.path])
+      sys.path[0] = os.path.dirname(os.path.realpath(path))
+    stack.enter_context(_argv([path, *sys.argv[1:]]))
     runpy.run_path(path, run_name="__main__")
 
 
@@ -114,8 +117,16 @@ def _run_command(command):
   But modules in the current directory can be imported, as with `python -m`:
   those that a --module_import names are often there.
   """
-  with _argv([shutil.which(command.name) or command.name, *sys.argv[1:]]):
-    sys.exit(command.load()())
+  function = command.load()
+  path = shutil.which(command.name) or command.name
+  before = sys.modules["__main__"]
+  # Absl looks into it, for what --help says and for where flags are defined.
+  sys.modules["__main__"] = types.ModuleType("__main__")
+  try:
+    with _argv([path, *sys.argv[1:]]):
+      sys.exit(function())
+  finally:
+    sys.modules["__main__"] = before
 
 
 @contextlib.contextmanager

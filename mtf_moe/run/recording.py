@@ -8,6 +8,7 @@ import contextlib
 import functools
 import inspect
 import logging
+import weakref
 
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
@@ -18,12 +19,24 @@ from mtf_moe.run import arithmetic
 _logger = logging.getLogger("mtf_moe")
 
 
+# The names of tensors by tag, of each graph.
+_collected = weakref.WeakKeyDictionary()
+
+
 def collected_scalars():
-  """The tensors that mtf.scalar_summary collected, by tag, but for a TPU's."""
-  return {
-      tag: tensor for tag, tensor in tf.get_collection(
+  """The tensors that mtf.scalar_summary collected, by tag, but for a TPU's.
+
+  They are taken out of the graph's collection: wherever TensorFlow saves a
+  graph, it would try to save the pairs, and warn.
+  """
+  graph = tf.get_default_graph()
+  names = _collected.setdefault(graph, {})
+  names.update({
+      tag: tensor.name for tag, tensor in tf.get_collection(
           mtf.utils.SCALAR_SUMMARIES_COLLECTION_KEY)
-      if "_tpu_replicate" not in tensor.op.node_def.attr}
+      if "_tpu_replicate" not in tensor.op.node_def.attr})
+  mtf.utils.remove_summaries()
+  return {tag: graph.get_tensor_by_name(name) for tag, name in names.items()}
 
 
 class RecordHook(tf.train.SessionRunHook):
@@ -55,8 +68,6 @@ class RecordHook(tf.train.SessionRunHook):
 
   def begin(self):
     self._collected = collected_scalars()
-    # TensorFlow would try to save the pairs with the graph, and warn.
-    mtf.utils.remove_summaries()
     self._step_after = self.step_after()
     self._global_step = tf.train.get_global_step()
     self._timer = tf.train.SecondOrStepTimer(every_steps=self._every_steps)
@@ -108,15 +119,30 @@ def every_estimator():
   Without the latter, a backward pass on a CPU may read weights that the
   optimizer has already changed in the same step: nothing orders the two.
   """
-  names = ("train", "evaluate", "predict")
-  originals = {name: getattr(estimator_lib.Estimator, name) for name in names}
-  for name, original in originals.items():
-    setattr(estimator_lib.Estimator, name, _with_hooks(name, original))
+  estimator = estimator_lib.Estimator
+  changed = {name: _with_hooks(name, getattr(estimator, name))
+             for name in ("train", "evaluate", "predict")}
+  changed["_call_model_fn"] = _taking_scalars(estimator._call_model_fn)
+  originals = {name: getattr(estimator, name) for name in changed}
+  for name, method in changed.items():
+    setattr(estimator, name, method)
   try:
     yield
   finally:
-    for name, original in originals.items():
-      setattr(estimator_lib.Estimator, name, original)
+    for name, method in originals.items():
+      setattr(estimator, name, method)
+
+
+def _taking_scalars(call_model_fn):
+  """Takes what was collected before any hook writes the graph to a file."""
+
+  @functools.wraps(call_model_fn)
+  def method(*args, **kwargs):
+    spec = call_model_fn(*args, **kwargs)
+    collected_scalars()
+    return spec
+
+  return method
 
 
 def _with_hooks(name, original):
