@@ -8,8 +8,9 @@ a program that imports `mtf_moe` first can import `mesh_tensorflow` afterwards.
 
 Each patch looks for the missing thing itself, not for a version number, and
 leaves alone whatever is there. None of them changes what TensorFlow computes,
-and none switches to TF1 behaviour: a program that builds mesh_tensorflow
-graphs calls `tf.compat.v1.disable_v2_behavior()` itself.
+but for products that it computes wrong on some processors, and none switches to
+TF1 behaviour: a program that builds mesh_tensorflow graphs calls
+`tf.compat.v1.disable_v2_behavior()` itself.
 """
 
 import importlib
@@ -58,6 +59,9 @@ def _import_tensorflow():
 
 tf = _import_tensorflow()
 
+from mtf_moe import absent_datasets  # noqa: E402  (It imports TensorFlow.)
+from mtf_moe import stand_in  # noqa: E402
+
 
 def _minor_series(version):
   return tuple(version.split(".")[:2])
@@ -72,6 +76,23 @@ def _warn_if_untested(version):
       f"mtf_moe is not tested on TensorFlow {version}; it is tested on "
       f"{tested}. If mesh_tensorflow fails in a strange way, try one of those.",
       stacklevel=5)  # The line of the user that imports mtf_moe.
+
+
+def _avoid_wrong_products():
+  """Keeps TensorFlow from instructions with which it multiplies wrong.
+
+  On processors with AMX, the oneDNN in TensorFlow 2.12.1 and 2.21.0 computes
+  some products of bfloat16 wrong: of 49 to 63 rows with up to 32 columns, the
+  first ones are of other numbers. That in 2.15.1 does not, and may use AMX. A
+  value of the user's own stays (mtf_moe/run/arithmetic.py looks at results).
+
+  Right is also TF_ENABLE_ONEDNN_OPTS=0, but it rounds every addition of a
+  product to bfloat16, and is read when TensorFlow is imported; this is read at
+  the first product.
+  """
+  if _minor_series(tf.__version__) != ("2", "15"):
+    # The most that it may use, which is just below AMX.
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")
 
 
 def _new_module(name, cls=types.ModuleType):
@@ -199,80 +220,33 @@ def _stub_tensorflow_datasets():
   It imports tensorflow_datasets in three modules and uses three functions of
   it, one of which, `as_numpy`, has nothing to do with downloaded data.
   """
-  try:
-    import tensorflow_datasets  # noqa: F401
-    return
-  except Exception as error:  # Mismatched protobufs break it in many ways.
-    reason = f"{type(error).__name__}: {error}"
-
-  def fail(*unused_args, **unused_kwargs):
-    raise ImportError(
-        f"tensorflow_datasets cannot be imported ({reason}). To use one of its "
-        "data sets, `pip install tensorflow-datasets`; with TensorFlow 2.12 or "
-        "2.15, `pip install tensorflow-datasets==4.9.10 "
-        "tensorflow-metadata==1.16.1`.")
-
-  stub = _new_module("tensorflow_datasets")
-  stub.load = fail
-  stub.builder = fail
-  stub.as_numpy = lambda dataset: tf.nest.map_structure(_as_numpy, dataset)
-  _install_module("tensorflow_datasets", stub)
-
-
-def _as_numpy(value):
-  """NumPy values of a tf.data.Dataset (as an iterable) or of a tensor."""
-  if hasattr(value, "element_spec"):
-    return _NumpyDataset(value)
-  if hasattr(value, "numpy"):
-    return value.numpy()
-  with _graph_session() as session:
-    return session.run(value)
-
-
-class _NumpyDataset:
-  """Iterates over a data set as often as asked, eagerly or in a TF1 graph."""
-
-  def __init__(self, dataset):
-    self._dataset = dataset
-
-  def __iter__(self):
-    if tf.executing_eagerly():
-      return iter(self._dataset.as_numpy_iterator())
-    return self._iterate_in_graph()
-
-  def _iterate_in_graph(self):
-    iterator = tf.compat.v1.data.make_initializable_iterator(self._dataset)
-    element = iterator.get_next()
-    with _graph_session() as session:
-      session.run([iterator.initializer, tf.compat.v1.tables_initializer()])
-      while True:
-        try:
-          yield session.run(element)
-        except tf.errors.OutOfRangeError:
-          return
-
-
-def _graph_session():
-  """A session that leaves accelerators to the training program."""
-  return tf.compat.v1.Session(
-      config=tf.compat.v1.ConfigProto(device_count={"GPU": 0}))
+  problem = absent_datasets.problem()
+  if problem is not None:
+    absent_datasets.AbsentDatasets(problem).install()
 
 
 def _stub_pkg_resources():
   """Finds a file of an installed package; setuptools 82 dropped the real one.
 
-  mesh_tensorflow.transformer.utils asks for its defaults.gin this way.
+  mesh_tensorflow.transformer.utils asks for its defaults.gin this way, and
+  tensorflow_hub, which T5 imports, compares versions.
   """
   if _can_import("pkg_resources"):
     return
+  from packaging import version
 
   def resource_filename(package_or_requirement, resource_name):
     module = importlib.import_module(package_or_requirement)
     return os.path.join(os.path.dirname(module.__file__), resource_name)
 
-  stub = _new_module("pkg_resources")
+  stub = stand_in.StandIn(
+      "pkg_resources",
+      "pkg_resources cannot be imported, and of it mtf_moe brings only "
+      "resource_filename and parse_version. Install it with `pip install "
+      "'setuptools<81'`.")
   stub.resource_filename = resource_filename
-  _install_module("pkg_resources", stub)
+  stub.parse_version = version.parse
+  stub.install()
 
 
 def _stub_distutils():
@@ -283,7 +257,11 @@ def _stub_distutils():
   if _can_import("distutils.version"):
     return
   from packaging import version
-  _install_module("distutils", _new_module("distutils"))
+  stand_in.StandIn(
+      "distutils",
+      "distutils cannot be imported (Python 3.12 and later come without), and "
+      "of it mtf_moe brings only distutils.version. Install it with `pip "
+      "install setuptools`.").install()
   stub = _new_module("distutils.version")
   stub.LooseVersion = version.Version
   _install_module("distutils.version", stub)
@@ -310,6 +288,7 @@ def _mend_gin_search():
 
 def _apply():
   _warn_if_untested(tf.__version__)
+  _avoid_wrong_products()
   _restore_tensor_conversion()
   _stub_pkg_resources()
   _stub_distutils()

@@ -25,8 +25,8 @@ import tqdm
 
 from mtf_moe.run import config_files
 from mtf_moe.run import mistakes
+from mtf_moe.run import recording
 from mtf_moe.run.configured_model import ConfiguredModel
-from mtf_moe.train import hooks
 from mtf_moe.train import records
 from mtf_moe.train import training
 
@@ -78,7 +78,7 @@ def _build(configured):
       [""] * configured.mesh_shape.size)})
   step = [lowering.export_to_tf_tensor(loss),
           tf.group([lowering.lowered_operation(op) for op in updates])]
-  scalars = hooks.collected_scalars()
+  scalars = recording.collected_scalars()
   signs = tf.stack([scalars[tag] for tag in records.vital_signs(scalars)])
   return ({_PLAIN: step, _WATCHED: [*step, signs],
            _RECORDED: [*step, signs, scalars]},

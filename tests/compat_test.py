@@ -183,6 +183,18 @@ def without_optional_modules():
       found["gin"] = gin.query_parameter(
           "Unitransformer.max_length")
 
+      import pkg_resources
+      from pkg_resources import parse_version
+      found["parsed"] = [parse_version("2.9.1") < parse_version("2.15.0")]
+
+      def import_error(code):
+        return error_of(lambda: exec(code, {"pkg_resources": pkg_resources}))
+
+      found["elsewhere"] = [import_error(code) for code in (
+          "pkg_resources.require", "from pkg_resources import require",
+          "import pkg_resources.extern", "import distutils.util",
+          "from distutils import util")]
+
       from distutils.version import LooseVersion
       found["versions"] = [LooseVersion("2.9.1") < LooseVersion("2.15.0"),
                            LooseVersion("2.15.0") < LooseVersion("2.9.1")]
@@ -233,9 +245,24 @@ def test_versions_compare_as_numbers_without_distutils(
   assert without_optional_modules["versions"] == [True, False]
 
 
+def test_versions_compare_as_numbers_without_pkg_resources(
+    without_optional_modules):
+  assert without_optional_modules["parsed"] == [True]
+
+
+def test_what_a_stand_in_lacks_it_says_how_to_get(without_optional_modules):
+  errors = without_optional_modules["elsewhere"]
+  assert [error.partition(":")[0] for error in errors] == [
+      "AttributeError", *4 * ["ImportError"]]
+  for error, package in zip(
+      errors, [*3 * ["setuptools<81"], *2 * ["setuptools"]], strict=True):
+    assert f"pip install {package}`" in error.replace("'", "")
+
+
 def test_present_modules_are_left_alone(tmp_path):
   for name in ("tensorflow_datasets", "pkg_resources"):
-    (tmp_path / f"{name}.py").write_text("HERE = True\n")
+    (tmp_path / f"{name}.py").write_text(
+        "HERE = True\nload = builder = as_numpy = lambda *_: None\n")
   found = _json_of("""
       import distutils.version, json
       import tensorflow as tf
@@ -264,6 +291,78 @@ def test_broken_data_sets_package_counts_as_absent(tmp_path):
   last_line = result.stderr.strip().splitlines()[-1]
   assert last_line.startswith("ImportError: tensorflow_datasets cannot be")
   assert "TypeError: Descriptors cannot be created" in last_line
+
+
+@pytest.fixture(scope="module")
+def empty_data_sets(tmp_path_factory):
+  """What a process finds whose tensorflow_datasets logs an error and is empty.
+
+  As 4.9.10 does with tensorflow-metadata 1.21.
+  """
+  path = tmp_path_factory.mktemp("packages")
+  package = path / "tensorflow_datasets"
+  package.mkdir()
+  (package / "core.py").write_text("")
+  (package / "__init__.py").write_text(textwrap.dedent("""
+      from absl import logging
+      try:
+        from tensorflow_datasets import core
+        raise TypeError("Descriptors cannot\\nbe created directly.")
+      except Exception as error:
+        logging.exception(error)
+      """))
+  return _json_of("""
+      import mtf_moe.compat
+      import importlib, json
+      import importlib.util
+      import tensorflow_datasets as tfds
+      import mesh_tensorflow.transformer.dataset
+
+      def error_of(code):
+        try:
+          exec(code)
+        except Exception as error:
+          return [type(error).__name__, str(error)]
+
+      print(json.dumps({
+          "errors": [error_of(code) for code in (
+              "tfds.load('glue/cola')", "tfds.builder('glue/cola')",
+              "tfds.core", "tfds.anything",
+              "from tensorflow_datasets import core",
+              "from tensorflow_datasets import anything",
+              "import tensorflow_datasets.core",
+              "import tensorflow_datasets.public_api as api")],
+          "has": [hasattr(tfds, "load"), hasattr(tfds, "core"),
+                  hasattr(tfds, "__wrapped__")],
+          "spec": importlib.util.find_spec("tensorflow_datasets").name}))
+      """, python_path=[path])
+
+
+def test_empty_data_sets_package_says_why_whatever_is_asked(empty_data_sets):
+  assert [kind for kind, _ in empty_data_sets["errors"]] == [
+      "ImportError", "ImportError", "AttributeError", "AttributeError",
+      "ImportError", "ImportError", "ImportError", "ImportError"]
+  for _, message in empty_data_sets["errors"]:
+    assert "tensorflow_datasets cannot be used" in message
+    assert "TypeError: Descriptors cannot be created directly." in message
+    assert "tensorflow-metadata==1.16.1" in message
+
+
+def test_empty_data_sets_package_can_be_asked_what_it_has(empty_data_sets):
+  assert empty_data_sets["has"] == [True, False, False]
+  assert empty_data_sets["spec"] == "tensorflow_datasets"
+
+
+def test_data_sets_package_without_a_function_names_it(tmp_path):
+  (tmp_path / "tensorflow_datasets.py").write_text("load = builder = print\n")
+  result = _run("""
+      import mtf_moe.compat
+      import tensorflow_datasets
+      tensorflow_datasets.load("glue/cola")
+      """, python_path=[tmp_path])
+  last_line = result.stderr.strip().splitlines()[-1]
+  assert last_line.startswith("ImportError: tensorflow_datasets cannot be used")
+  assert "no attribute 'as_numpy'" in last_line
 
 
 # Estimator.

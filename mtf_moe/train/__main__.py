@@ -71,6 +71,7 @@ def main(argv):
     config_files.read(below=_BINDINGS)
     console.say("checking the configuration")
     configured = preflight.check_configuration(FLAGS.model_dir)
+    preflight.warn_of_wrong_products(FLAGS.tpu)
     _enter_model_directory(stack, FLAGS.model_dir, configured)
     stack.enter_context(patches.graphs_as_built())
     if run_mode.get() != "train":

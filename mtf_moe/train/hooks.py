@@ -4,9 +4,9 @@ import math
 import signal
 import time
 
-import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import recording
 from mtf_moe.train import checkpoints
 from mtf_moe.train import console
 from mtf_moe.train import health
@@ -19,59 +19,11 @@ def loss():
   return tf.get_collection(tf.GraphKeys.LOSSES)[-1]
 
 
-class RecordHook(tf.train.SessionRunHook):
-  """Writes what `mtf.scalar_summary` collected, and tells who wants to know.
+class RecordHook(recording.RecordHook):
+  """Writes what the mixtures record, of the step that training counts."""
 
-  Into the event files of the model directory, in the steps in which the
-  Estimator writes the loss there. On a TPU there are other means, which mtf
-  has: tpu_estimator_model_fn.tpu_summaries = True.
-  """
-
-  def __init__(self, model_dir, every_steps, listeners=()):
-    """Makes the hook.
-
-    Args:
-      model_dir: a string.
-      every_steps: an integer; the first step is recorded, too.
-      listeners: functions of a step and a dict of values by tag.
-    """
-    self._model_dir = model_dir
-    self._every_steps = every_steps
-    self._listeners = listeners
-
-  def begin(self):
-    self._collected = collected_scalars()
-    # TensorFlow would try to save the pairs with the graph, and warn.
-    mtf.utils.remove_summaries()
-    self._step = reproducible.step_after()
-    self._timer = tf.train.SecondOrStepTimer(every_steps=self._every_steps)
-    self._next_step = None
-
-  def before_run(self, run_context):
-    due = self._next_step is None or self._timer.should_trigger_for_step(
-        self._next_step)
-    return tf.train.SessionRunArgs(
-        {"step": self._step, "values": self._collected if due else {}})
-
-  def after_run(self, run_context, run_values):
-    step, values = run_values.results["step"], run_values.results["values"]
-    self._next_step = step + 1
-    if not values:
-      return
-    self._timer.update_last_triggered_step(step)
-    tf.summary.FileWriterCache.get(self._model_dir).add_summary(
-        tf.Summary(value=[tf.Summary.Value(tag=tag, simple_value=value)
-                          for tag, value in values.items()]), step)
-    for listener in self._listeners:
-      listener(step, values)
-
-
-def collected_scalars():
-  """The tensors that mtf.scalar_summary collected, by tag, but for a TPU's."""
-  return {
-      tag: tensor for tag, tensor in tf.get_collection(
-          mtf.utils.SCALAR_SUMMARIES_COLLECTION_KEY)
-      if "_tpu_replicate" not in tensor.op.node_def.attr}
+  def step_after(self):
+    return reproducible.step_after()
 
 
 class HealthHook(tf.train.SessionRunHook):
@@ -86,7 +38,7 @@ class HealthHook(tf.train.SessionRunHook):
     self._origin = health.OriginWatch()
 
   def begin(self):
-    scalars = collected_scalars()
+    scalars = recording.collected_scalars()
     self._tags = records_lib.vital_signs(scalars)
     self._fetches = {
         "loss": loss(), "step": reproducible.step_after(),

@@ -10,6 +10,7 @@ import os
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import arithmetic
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import checkpoints
 from mtf_moe.train import console
@@ -63,6 +64,18 @@ def _check_data(configured):
       dataset_fn(
           sequence_length=configured.lengths, vocabulary=run.get("vocabulary"),
           dataset_split=run.get("dataset_split", "train"))
+
+
+def warn_of_wrong_products(tpu: str | None):
+  """Warns where the run computes in bfloat16, and TensorFlow does so wrong.
+
+  Args:
+    tpu: the name or address of a TPU, if the run is on one.
+  """
+  dtypes = utils.get_variable_dtype()
+  if not tpu and dtypes.activation_dtype == tf.bfloat16 and (
+      arithmetic.is_wrong()):
+    console.warn(arithmetic.ADVICE)
 
 
 def check_checkpoint(model_dir: str, configured: ConfiguredModel | None):
