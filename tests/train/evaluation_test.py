@@ -223,8 +223,8 @@ def test_other_data_has_no_bits_per_byte(model):
      "run.eval_checkpoint_step = None waits .*-1"),
 ])
 def test_options_that_are_refused(lines, said):
-  gin_config.parse(bindings=lines)
   with pytest.raises(ValueError, match=said):
+    gin_config.parse(bindings=lines)
     evaluation.check_options()
 
 
