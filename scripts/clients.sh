@@ -59,8 +59,8 @@ run_mesh() {
 print(*util.find_spec("mesh_tensorflow").submodule_search_locations)')"
   local scratch
   scratch="$(mktemp -d)"
-  (cd "$scratch" && "$VENV_PYTHON" -m mtf_moe.run pytest -q \
-    -p no:cacheprovider -p no:xdist -o python_files='*_test.py' \
+  (cd "$scratch" && PYTHONPATH="$ROOT" "$VENV_PYTHON" -m mtf_moe.run pytest -q \
+    -p tests.clients.parsed_flags -p no:cacheprovider -p no:xdist -o python_files='*_test.py' \
     --rootdir="$scratch" --ignore="$package/experimental/data_aug_lib_test.py" \
     "$package")
   # Data augmentation needs tf.contrib, which left with TensorFlow 1.
