@@ -46,6 +46,8 @@ def _run(directory, mode, *flags):
        "--batch_size=4", "--input_sequence_length=16",
        "--target_sequence_length=16", "--gin_file=models/t5.1.1.tiny.gin",
        f"--gin_file={directory}/moe.gin",
+       # Without it, predictions are read with the vocabulary of T5's models.
+       f"--gin_param=MIXTURE_NAME = '{_TASK}'",
        "--gin_param=mesh_train_dataset_fn.use_cached = False",
        "--gin_param=learning_rate_schedule_noam.total_train_steps = 3",
        *flags],

@@ -1,11 +1,13 @@
 """Mistakes in a configuration are named before TensorFlow runs anything."""
 
+import gin
 import mesh_tensorflow as mtf
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
 import mtf_moe
+from mtf_moe.run import arithmetic
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import preflight
 from tests import gin_config
@@ -112,3 +114,20 @@ def test_an_input_of_another_rank(rank):
             tensors["inputs"], dims[-1], mtf_moe.MoeHparams(), True,
             harness.variable_dtype()),
         {"inputs": (np.zeros([2] * rank), dims)}, None)
+
+
+@pytest.mark.parametrize("dtype, tpu, is_warned", [
+    ("bfloat16", None, True), ("float32", None, False),
+    ("bfloat16", "a_tpu", False)])
+def test_wrong_products_of_bfloat16_are_told(
+    dtype, tpu, is_warned, monkeypatch, caplog):
+  monkeypatch.setattr(arithmetic, "is_wrong", lambda: True)
+  gin.parse_config(f"get_variable_dtype.activation_dtype = '{dtype}'")
+  preflight.warn_of_wrong_products(tpu)
+  assert (arithmetic.ADVICE in caplog.text) == is_warned
+
+
+def test_right_products_of_bfloat16_are_not(caplog):
+  gin.parse_config("get_variable_dtype.activation_dtype = 'bfloat16'")
+  preflight.warn_of_wrong_products(None)
+  assert not caplog.text
