@@ -12,6 +12,7 @@ import tensorflow.compat.v1 as tf
 from mtf_moe.report import parts
 from mtf_moe.report import runs as runs_lib
 from mtf_moe.report import sections
+from mtf_moe.run import paths
 
 
 def write(directories: Sequence[str], output: str | None = None):
@@ -24,8 +25,14 @@ def write(directories: Sequence[str], output: str | None = None):
   Raises:
     ValueError: if there is nothing to read, or nowhere to write.
   """
-  output = output or os.path.join(directories[0], "report.html")
+  directories = [os.path.expanduser(directory) for directory in directories]
   runs_lib.check(directories)
+  if not output:
+    output = os.path.join(directories[0], "report.html")
+    if paths.leads_outside(output, directories[0]):
+      raise ValueError(
+          f"{output} is a link to {os.path.realpath(output)}, outside of "
+          "--model_dir: say where to write with --output, or remove it.")
   _check_output(output)
   page = render(runs_lib.read(directories))
   with tf.io.gfile.GFile(output, "w") as f:
@@ -39,6 +46,8 @@ def _check_output(output):
     raise ValueError(
         f"--output={output} is a directory: give the name of a file in it.")
   existed = tf.io.gfile.exists(output)
+  if existed:
+    paths.check_plain(output)
   try:
     with tf.io.gfile.GFile(output, "a") as f:
       f.write("")

@@ -13,9 +13,8 @@ from tensorboard.util import tb_logging
 from tensorboard.util import tensor_util
 import tensorflow.compat.v1 as tf
 
-# What is shown of a plan.
-_PLAN_KEYS = {"mesh_shape", "costs", "mixtures", "findings",
-              "total_parameters", "active_parameters", "flops_per_token"}
+from mtf_moe.report import plans
+from mtf_moe.run import paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,13 +134,13 @@ def _read_run(directory, name):
         f"--model_dir={directory} has event files without scalars: no step "
         "has been recorded yet. Try again when training has begun.")
   evaluations = {}
-  for path in sorted(tf.io.gfile.glob(_escaped(directory) + "/eval_*")):
+  for path in _paths(directory, "eval_.*"):
     points = [point for f in _event_files(path) for point in _points(f)]
     if points:
       evaluations[os.path.basename(path)] = _series(points)
   return Run(
       name=name, directory=directory, scalars=scalars, evaluations=evaluations,
-      config=_text(f"{directory}/operative_config.gin"),
+      config=paths.read_text(f"{directory}/operative_config.gin"),
       plan=_plan(f"{directory}/plan.json"))
 
 
@@ -156,14 +155,15 @@ class Point:
 
 
 def _event_files(directory):
-  return sorted(
-      tf.io.gfile.glob(_escaped(directory) + "/*.out.tfevents.*"))
+  files = _paths(directory, r".*\.out\.tfevents\..*")
+  for file in files:
+    paths.check_plain(file)
+  return files
 
 
-def _escaped(path):
-  """For a glob, in which the path has no wildcards."""
-  path = _without_slash(path)
-  return re.sub(r"([\\*?\[\]])", r"\\\1", path)
+def _paths(directory, pattern):
+  return [os.path.join(directory, name)
+          for name in paths.names(directory, pattern)]
 
 
 def _points(path) -> list[Point]:
@@ -179,12 +179,19 @@ def _points(path) -> list[Point]:
             for event in events.Scalars(tag)]
   # On a TPU, mesh_tensorflow writes scalars as tensors.
   points += [
-      Point(tag, event.step,
-            float(tensor_util.make_ndarray(event.tensor_proto)),
-            event.wall_time)
+      Point(tag, event.step, value, event.wall_time)
       for tag in tags[event_accumulator.TENSORS] if _is_scalar(events, tag)
-      for event in events.Tensors(tag)]
+      for event in events.Tensors(tag)
+      if (value := _as_float(event.tensor_proto)) is not None]
   return points
+
+
+def _as_float(tensor_proto):
+  """The value of a tensor, or None where it is no number."""
+  try:
+    return float(tensor_util.make_ndarray(tensor_proto))
+  except (TypeError, ValueError):
+    return None
 
 
 def _is_scalar(events, tag):
@@ -232,24 +239,17 @@ def _series(points) -> dict[str, Series]:
       for tag, values in by_tag.items()}
 
 
-def _text(path):
-  if not tf.io.gfile.exists(path):
-    return None
-  with tf.io.gfile.GFile(path, "rb") as f:
-    return f.read().decode(errors="replace")
-
-
 def _plan(path):
-  text = _text(path)
+  text = paths.read_text(path)
   if text is None:
     return None
   try:
     plan = json.loads(text)
-  except ValueError:
-    plan = None
-  if not isinstance(plan, dict) or not plan.keys() >= _PLAN_KEYS:
+    plans.tables(plan)
+  except (ArithmeticError, AttributeError, LookupError, RecursionError,
+          TypeError, ValueError) as error:  # Whatever it may be instead.
     raise ValueError(
         f"{path} is not the plan of one configuration: write it again with "
         f"python -m mtf_moe.plan ... --json > {path}, without --suggest, or "
-        "remove it.")
+        "remove it.") from error
   return plan

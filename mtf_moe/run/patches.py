@@ -98,9 +98,9 @@ def usable_checkpoints(model_dir: str, find: Callable[[], list[str]]):
       return latest_checkpoint(checkpoint_dir, latest_filename)
     return (find() or [None])[-1]
 
-  def get_usable(checkpoint_step, *args, **kwargs):
-    found = get_checkpoint_iterator(checkpoint_step, *args, **kwargs)
-    if checkpoint_step != "all":
+  def get_usable(checkpoint_step, checkpoint_dir, **kwargs):
+    found = get_checkpoint_iterator(checkpoint_step, checkpoint_dir, **kwargs)
+    if checkpoint_step != "all" or checkpoint_dir != model_dir:
       return found
     return [path for path in found if path in find()]
 

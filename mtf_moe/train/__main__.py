@@ -26,12 +26,14 @@ from mtf_moe.run import paths
 from mtf_moe.train import checkpoints
 from mtf_moe.train import console
 from mtf_moe.train import evaluation
+from mtf_moe.train import export
 from mtf_moe.train import health
 from mtf_moe.train import made_with
 from mtf_moe.train import model_directory
 from mtf_moe.train import preflight
 from mtf_moe.train import run_mode
 from mtf_moe.train import training
+from mtf_moe.train import vocabulary
 
 FLAGS = flags.FLAGS
 
@@ -72,6 +74,8 @@ def main(argv):
     except (ImportError, OSError, ValueError) as error:
       sys.exit(f"mtf_moe.train: {error}")
     stack.enter_context(patches.graphs_as_built())
+    if run_mode.get() in export.MODES:
+      stack.enter_context(vocabulary.as_operations())
     _run()
 
 

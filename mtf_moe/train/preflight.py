@@ -14,6 +14,7 @@ from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import checkpoints
 from mtf_moe.train import console
 from mtf_moe.train import differences
+from mtf_moe.train import export
 from mtf_moe.train import init_checkpoint
 from mtf_moe.train import made_with
 from mtf_moe.train import model_directory
@@ -47,6 +48,8 @@ def check_configuration(model_dir: str) -> ConfiguredModel | None:
   configured = ConfiguredModel.from_gin()
   if configured is not None:
     _check_data(configured)
+    if run_mode.get() in export.MODES:
+      export.check_vocabularies(configured.run.get("vocabulary"))
     _ = configured.variables  # Builds it.
   return configured
 

@@ -4,16 +4,16 @@ import gin
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import paths
 from mtf_moe.train import checkpoints
 from mtf_moe.train import evaluation
+from mtf_moe.train import export
 from mtf_moe.train import sampling
 
 # Those of mesh_tensorflow.transformer.utils.run.
 MODES = ("train", "perplexity_eval", "infer", "eval", "score_eval",
-         "score_from_strings", "score_from_dataset", "export_infer",
-         "export_score", "export")
+         "score_from_strings", "score_from_dataset", *export.MODES)
 _NEWEST = -1
-_EXPORTS = ("export_infer", "export_score", "export")
 
 
 def get():
@@ -47,6 +47,8 @@ def check(model_dir):
     evaluation.check_options()
   if mode == "infer":
     sampling.check_prompts()
+  if mode in export.MODES:
+    export.check_path()
 
 
 def _check_has_checkpoint(model_dir, mode):
@@ -55,8 +57,11 @@ def _check_has_checkpoint(model_dir, mode):
   Without one, TensorFlow would evaluate newly initialized variables, or wait
   for ever.
   """
-  if mode == "infer" and _bindings("infer_model").get("checkpoint_paths"):
-    return  # They may be anywhere.
+  elsewhere = _bindings("infer_model").get("checkpoint_paths")
+  if mode == "infer" and elsewhere:
+    for path in elsewhere:
+      paths.usable(path, "infer_model.checkpoint_paths")
+    return
   if not checkpoints.usable(model_dir):
     raise ValueError(
         f"--model_dir={model_dir} holds no checkpoint, and run.mode = {mode!r} "
@@ -84,10 +89,10 @@ def checkpoints_read(model_dir):
   if mode == "train":
     newest = checkpoints.newest(model_dir)
     return [newest] if newest else []
-  name = ("export_checkpoint_step" if mode in _EXPORTS
+  name = ("export_checkpoint_step" if mode in export.MODES
           else "eval_checkpoint_step")
   step = _bindings("utils.run").get(name)
-  if step in (None, _NEWEST) or (mode in _EXPORTS and not step):
+  if step in (None, _NEWEST) or (mode in export.MODES and not step):
     newest = tf.train.latest_checkpoint(model_dir)
     return [newest] if newest else []
   try:

@@ -47,9 +47,10 @@ class TextFiles:
 
   Attributes:
     glob: a pattern of paths, or a list of patterns; `**` matches any number of
-      directories. "package:NAME/PATTERN" looks inside the installed Python
-      package NAME, without importing it. Files are taken in the order of their
-      sorted paths, each once; each is one document, in UTF-8.
+      directories, and `[[]` is the character [ itself, as `[*]` and `[?]` are.
+      "package:NAME/PATTERN" looks inside the installed Python package NAME,
+      without importing it. Files are taken in the order of their sorted paths,
+      each once; each is one document, in UTF-8.
     held_out: what is kept out of training. A string is a pattern of file names
       (without directories), such as "20*", and the files it matches are held
       out. A number between 0 and 1 is a fraction: that much of the text,

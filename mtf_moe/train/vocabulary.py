@@ -7,6 +7,7 @@ document. As a program, this file trains a SentencePiece model:
       --model=text.model --vocab_size=2048
 """
 
+import contextlib
 import io
 import os
 import sys
@@ -19,6 +20,7 @@ from mesh_tensorflow.transformer import vocabulary as mtf_vocabulary
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.train import sentencepiece_graph
 from mtf_moe.train import text_files
 
 PAD_ID = 0
@@ -29,6 +31,20 @@ _NUM_RESERVED_IDS = 3
 # SentencePiece writes a space as this character. A text that contains the
 # character itself would lose it, so it must travel as bytes instead.
 _SPACE_MARK = "\u2581"
+
+
+_as_operations = False
+
+
+@contextlib.contextmanager
+def as_operations():
+  """Vocabularies use no Python in graphs, for those that leave this process."""
+  global _as_operations
+  before, _as_operations = _as_operations, True
+  try:
+    yield
+  finally:
+    _as_operations = before
 
 
 @gin.configurable(module="mtf_moe")
@@ -77,8 +93,8 @@ class SentencePieceVocabulary(mtf_vocabulary.Vocabulary):
   elsewhere may: many rewrite Unicode and white space.
 
   Decoding skips ids that stand for no text, and takes negative ids for positive
-  ones, as `ByteVocabulary` does. The in-graph methods call Python and therefore
-  cannot be part of an exported model.
+  ones, as `ByteVocabulary` does. The in-graph methods call Python, except in a
+  model that is exported (`as_operations`).
   """
 
   def __init__(self, path=gin.REQUIRED):
@@ -92,6 +108,7 @@ class SentencePieceVocabulary(mtf_vocabulary.Vocabulary):
       ValueError: there is no such file, it is not a SentencePiece model, or its
         padding id is not 0 or its end-of-sequence id not 1.
     """
+    self._path = path
     self._processor = _load_sentencepiece(path)
     self._mark_as_bytes = self._ids_of_space_mark()
 
@@ -117,6 +134,9 @@ class SentencePieceVocabulary(mtf_vocabulary.Vocabulary):
 
   def encode_tf(self, s):
     """Turns a string scalar into an int32 tensor [length]."""
+    if _as_operations:
+      return self._pieces().encode(s)
+
     def encode_bytes(text):
       return np.array(self.encode(text.decode("utf-8")), np.int32)
     ids = tf.numpy_function(encode_bytes, [s], tf.int32, stateful=False)
@@ -124,13 +144,29 @@ class SentencePieceVocabulary(mtf_vocabulary.Vocabulary):
 
   def decode_tf(self, ids):
     """Turns integers [..., length] into a string tensor [...]."""
+    if _as_operations:
+      return self._pieces().decode(ids)
     ids = tf.convert_to_tensor(ids)
+
     def decode_rows(array):
       rows = array.reshape([-1, array.shape[-1]])
       texts = [self.decode(row).encode("utf-8") for row in rows]
       return np.array(texts, object).reshape(array.shape[:-1])
     texts = tf.numpy_function(decode_rows, [ids], tf.string, stateful=False)
     return tf.ensure_shape(texts, ids.shape[:-1])
+
+  def _pieces(self):
+    """The model, for operations."""
+    try:
+      return sentencepiece_graph.Pieces.of(
+          self._processor.serialized_model_proto())
+    except sentencepiece_graph.NotRepresentableError as error:
+      raise ValueError(
+          f"SentencePieceVocabulary.path={self._path!r} {error}, which cannot "
+          "be exported: a served model encodes text by operations of "
+          "TensorFlow alone. Models that can be exported are made by `python "
+          "-m mtf_moe.train.vocabulary`, or use @mtf_moe.ByteVocabulary()."
+          ) from error
 
   def _ids_of_space_mark(self):
     """The bytes of the space mark, or [] if the model cannot keep it anyway."""

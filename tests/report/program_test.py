@@ -92,6 +92,18 @@ def test_a_page_that_cannot_be_written(tmp_path, capsys):
   assert before == (tmp_path / "page.html").read_text()
 
 
+def test_a_link_in_place_of_the_page(tmp_path):
+  directory = event_files.run(tmp_path / "run")
+  precious = tmp_path / "precious"
+  precious.write_text("precious")
+  (directory / "report.html").symlink_to(precious)
+  with pytest.raises(ValueError, match=f"is a link to {precious}"):
+    page.write([str(directory)])
+  assert precious.read_text() == "precious"
+  page.write([str(directory)], str(directory / "report.html"))  # As told to.
+  assert "<html" in precious.read_text()
+
+
 def test_nothing_is_left_of_a_page_that_was_not_made(tmp_path):
   tf.summary.FileWriter(str(tmp_path), tf.Graph()).close()
   files = set(tmp_path.iterdir())

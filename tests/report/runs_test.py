@@ -1,6 +1,7 @@
 """Event files of TensorFlow's own writer, read back."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -135,9 +136,44 @@ def test_what_cannot_be_read(tmp_path):
     runs.read([str(tmp_path)])
 
 
-@pytest.mark.parametrize("text", ["no JSON", "[]", json.dumps({"costs": 1})])
+PLAN = {"mesh_shape": "a:1", "costs": {}, "mixtures": [], "findings": [],
+        "total_parameters": 1, "active_parameters": 1, "flops_per_token": 1}
+
+
+@pytest.mark.parametrize("text", [
+    "no JSON", "[]", json.dumps({"costs": 1}), "[" * 100000, json.dumps(PLAN),
+    json.dumps({**PLAN, "costs": 3}), json.dumps({**PLAN, "mixtures": "ab"}),
+    json.dumps({**PLAN, "total_parameters": "many"})])
 def test_a_plan_that_is_none(tmp_path, text):
   event_files.write(tmp_path, {1: {"loss": 1.0}})
   (tmp_path / "plan.json").write_text(text)
   with pytest.raises(ValueError, match=r"plan\.json is not the plan of one"):
     runs.read([str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", [
+    "plan.json", "operative_config.gin", "a.out.tfevents.b", "eval_a/a.out."
+    "tfevents.b"])
+def test_what_is_no_plain_file(tmp_path, name):
+  """Reading it would never end."""
+  event_files.write(tmp_path, {1: {"loss": 1.0}})
+  (tmp_path / name).parent.mkdir(exist_ok=True)
+  (tmp_path / name).symlink_to("/dev/zero")
+  with pytest.raises(ValueError, match=f"{name} is no plain file"):
+    runs.read([str(tmp_path)])
+  (tmp_path / name).unlink()
+  os.mkfifo(tmp_path / name)
+  with pytest.raises(ValueError, match=f"{name} is no plain file"):
+    runs.read([str(tmp_path)])
+
+
+def test_tensors_that_are_no_scalars(tmp_path):
+  metadata = tf.SummaryMetadata(plugin_data=tf.SummaryMetadata.PluginData(
+      plugin_name="scalars"))
+  with event_files.writer(tmp_path) as writer:
+    for step, value in ((1, [1.0, 2.0]), (2, "a"), (3, 0.5)):
+      writer.add_summary(tf.Summary(value=[tf.Summary.Value(
+          tag="moe/a", metadata=metadata,
+          tensor=tf.make_tensor_proto(value))]), step)
+  run, = runs.read([str(tmp_path)])
+  assert values(run, "moe/a") == {3: 0.5}

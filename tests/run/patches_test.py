@@ -40,3 +40,36 @@ def test_an_error_ends_a_change(monkeypatch):
     assert isinstance(utils.get_estimator(model_dir="none"), str)
     raise ZeroDivisionError
   assert utils.get_estimator is _estimator
+
+
+def test_checkpoints_that_may_be_used(tmp_path):
+  """For Estimators and for mesh_tensorflow, and in one directory only."""
+  def checkpoint_paths(directory, steps):
+    return [f"{directory}/model.ckpt-{step}" for step in steps]
+
+  def newest(directory):
+    estimator = _estimator(directory)
+    return {tf.train.latest_checkpoint(directory),
+            estimator.latest_checkpoint(),
+            *utils.get_checkpoint_iterator(-1, directory),
+            next(iter(utils.get_checkpoint_iterator(None, directory)))}
+
+  directories = [str(tmp_path / name) for name in ("one", "other")]
+  for directory in directories:
+    with tf.Graph().as_default(), tf.Session() as session:
+      variable = tf.get_variable("v", [])
+      session.run(variable.initializer)
+      saver = tf.train.Saver()
+      for step in (1, 2, 3):
+        saver.save(session, f"{directory}/model.ckpt", step)
+  one, other = directories
+  usable = checkpoint_paths(one, [1, 2])
+  with patches.usable_checkpoints(one, lambda: usable):
+    assert newest(one) == {f"{one}/model.ckpt-2"}
+    assert newest(other) == {f"{other}/model.ckpt-3"}
+    assert list(utils.get_checkpoint_iterator("all", one)) == usable
+    assert list(utils.get_checkpoint_iterator("all", other)) == (
+        checkpoint_paths(other, [1, 2, 3]))
+    usable = []
+    assert tf.train.latest_checkpoint(one) is None
+  assert newest(one) == {f"{one}/model.ckpt-3"}

@@ -1,8 +1,12 @@
 """What a mode lacks is said before anything is built."""
 
+import os
+
+import gin
 import pytest
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.train import export
 from mtf_moe.train import run_mode
 from tests import gin_config
 
@@ -36,7 +40,8 @@ def test_training_needs_nothing(tmp_path):
 @pytest.mark.parametrize("step", [None, -1, 7, "'all'", [5, 7]])
 def test_other_modes_need_a_checkpoint(mode, step, tmp_path, trained):
   name = "export" if "export" in mode else "eval"
-  lines = [f"run.mode = '{mode}'", f"run.{name}_checkpoint_step = {step}"]
+  lines = [f"run.mode = '{mode}'", f"run.{name}_checkpoint_step = {step}",
+           f"run.export_path = '{tmp_path}/exported'"]
   check(trained, *lines)
   empty = tmp_path / "empty"
   with pytest.raises(ValueError, match=(
@@ -58,6 +63,38 @@ def test_the_checkpoints_of_another_directory(tmp_path):
 def test_mistakes(lines, said, trained):
   with pytest.raises(ValueError, match=said):
     check(trained, *lines)
+
+
+@pytest.mark.parametrize("path, said", [
+    ("''", r"run\.export_path = '' says nowhere to export to: set it"),
+    ("None", "run.export_path = None says nowhere"),
+    ("7", "run.export_path = 7 says nowhere"),
+    ("'{trained}/checkpoint'", "cannot be made or written in .*/checkpoint:"),
+    ("'{trained}/checkpoint/a/b'", "cannot be made or .* in .*/checkpoint:"),
+    ("'exported[3]'", r"'run\.export_path=exported\[3\]' has '\['"),
+])
+@pytest.mark.parametrize("mode", export.MODES)
+def test_where_to_export_to(mode, path, said, trained):
+  path = path.format(trained=trained)
+  with pytest.raises(ValueError, match=said):
+    check(trained, f"run.mode = '{mode}'", f"run.export_path = {path}")
+  with pytest.raises(ValueError, match=r"run\.export_path = None says nowhere"):
+    check(trained, f"run.mode = '{mode}'")
+  assert sorted(os.listdir(trained)) == [
+      "checkpoint", "model.ckpt-7.data-00000-of-00001", "model.ckpt-7.index",
+      "model.ckpt-7.meta"]
+
+
+def test_exporting_to_ones_home(trained, monkeypatch):
+  monkeypatch.setenv("HOME", str(trained))
+  check(trained, "run.mode = 'export'", "run.export_path = '~/exported/'")
+  assert gin.query_parameter("run.export_path") == f"{trained}/exported"
+
+
+def test_checkpoints_whose_names_are_patterns(trained):
+  with pytest.raises(ValueError, match=r"'infer_model\..*=a[*]/"):
+    check(trained, "run.mode = 'infer'",
+          "infer_model.checkpoint_paths = ['a*/model.ckpt-7']")
 
 
 @pytest.mark.parametrize("lines, said", [

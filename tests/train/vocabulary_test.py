@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.train import vocabulary as vocabulary_lib
 from mtf_moe.train.vocabulary import ByteVocabulary
 from mtf_moe.train.vocabulary import SentencePieceVocabulary
 from mtf_moe.train.vocabulary import train_sentencepiece
@@ -113,6 +114,72 @@ def test_decoding_in_the_graph_is_the_same(vocabulary):
   expected = [[vocabulary.decode(row) for row in rows] for rows in ids.tolist()]
   assert [[text.decode("utf-8") for text in row] for row in got] == expected
   assert one.decode("utf-8") == expected[0][0]
+
+
+def texts_of_pieces(vocabulary, number):
+  """Texts made of random pieces, characters and bytes."""
+  rng = np.random.RandomState(0)
+  characters = [*"abé 日😀\u2581\ufffd\n", *AWKWARD_TEXTS]
+  for _ in range(number):
+    parts = [vocabulary.decode([int(i)]) if i >= 3 else characters[
+        rng.randint(len(characters))]
+             for i in rng.randint(0, 300, size=rng.randint(30))]
+    yield "".join(parts)
+
+
+def test_operations_do_as_sentencepiece_does(model_path):
+  vocabulary = SentencePieceVocabulary(model_path)
+  texts = [*AWKWARD_TEXTS, _TEXT[:200], "aaaaaaaa", *texts_of_pieces(
+      vocabulary, 40)]
+  # Any ids, but for those that end a text in the middle of a character.
+  ids = np.random.RandomState(0).randint(2, 384, size=[500, 20])
+  ids[::2] = 3 + ids[::2] % 256  # Bytes, hardly ever UTF-8.
+  ids[:, 0] = -np.abs(ids[:, 0])
+  ids[:, 15:] = np.arange(500)[:, None] % 3 // 2  # Padding, or ends.
+  with tf.Graph().as_default() as graph, vocabulary_lib.as_operations():
+    text = tf.placeholder(tf.string, [])
+    encoded = vocabulary.encode_tf(text)
+    assert encoded.dtype == tf.int32 and encoded.shape.rank == 1
+    decoded = vocabulary.decode_tf(tf.constant(ids.reshape([5, 100, 20])))
+    assert decoded.shape == [5, 100]
+    assert not {"PyFunc", "PyFuncStateless", "EagerPyFunc"} & {
+        op.type for op in graph.get_operations()}
+    with tf.Session() as session:
+      for expected in texts:
+        assert session.run(encoded, {text: expected.encode()}).tolist() == (
+            vocabulary.encode(expected)), expected
+      got = session.run(decoded).reshape([-1])
+  assert [text.decode() for text in got] == [
+      vocabulary.decode(row) for row in ids]
+
+
+@pytest.mark.parametrize("options, said", [
+    ({"model_type": "unigram"}, "another type than byte-pair"),
+    ({"normalization_rule_name": "nmt_nfkc"}, "rewrites characters"),
+    ({"add_dummy_prefix": True}, "rewrites spaces"),
+    ({"remove_extra_whitespaces": True}, "rewrites spaces"),
+    ({"treat_whitespace_as_suffix": True}, "rewrites spaces"),
+    ({"byte_fallback": False}, "has no pieces for bytes"),
+    ({"user_defined_symbols": ["<x>"]}, "that a user defined"),
+])
+def test_what_operations_cannot_do(options, said, text_file, tmp_path):
+  sentencepiece = pytest.importorskip("sentencepiece")
+  options = {
+      "model_type": "bpe", "normalization_rule_name": "identity",
+      "add_dummy_prefix": False, "remove_extra_whitespaces": False,
+      "byte_fallback": True, "allow_whitespace_only_pieces": True, **options}
+  path = str(tmp_path / "a.model")
+  with open(path, "wb") as f:
+    sentencepiece.SentencePieceTrainer.train(
+        input=text_file, model_writer=f, vocab_size=290, pad_id=0, eos_id=1,
+        unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2, **options)
+  vocabulary = SentencePieceVocabulary(path)
+  with tf.Graph().as_default(), vocabulary_lib.as_operations():
+    for method, value in (("encode_tf", "a"), ("decode_tf", [[3]])):
+      with pytest.raises(ValueError, match=(
+          rf"SentencePieceVocabulary\.path='{path}' .*{said}.* cannot be "
+          "exported")):
+        getattr(vocabulary, method)(tf.constant(value))
 
 
 def test_training_twice_gives_the_same_model(text_file, model_path, tmp_path):
