@@ -28,9 +28,9 @@ source "$ROOT/scripts/environment.sh"
 # T5 asks for two packages that both are tensorflow_datasets: the one that was
 # installed last is the one that there is.
 install_t5() {
-  local stamp="$VENV/.mtf_moe-installed-t5"
-  if [[ "$(cat "$stamp" 2>/dev/null)" == "$(cksum "$ROOT/constraints/t5.txt")" ]]
-  then
+  local stamp="$VENV/.mtf_moe-installed-t5" checksum
+  checksum="$(cksum <"$ROOT/constraints/t5.txt")"
+  if [[ "$(cat "$stamp" 2>/dev/null)" == "$checksum" ]]; then
     return
   fi
   progress "Installing T5 (some 3 GB)"
@@ -40,7 +40,7 @@ install_t5() {
   "$VENV_PYTHON" -m pip install --quiet --disable-pip-version-check \
     --force-reinstall --no-deps --constraint "$ROOT/constraints/t5.txt" \
     tensorflow-datasets
-  cksum "$ROOT/constraints/t5.txt" >"$stamp"
+  echo "$checksum" >"$stamp"
 }
 
 run_t5() {
@@ -54,16 +54,17 @@ run_mesh() {
     --constraint "$ROOT/constraints/py311.txt" mock "ortools<9.9" scipy \
     tensorflow-probability==0.23.0
   progress "The tests of mesh_tensorflow"
-  local package
+  local package scratch
   package="$("$VENV_PYTHON" -c 'import importlib.util as util
 print(*util.find_spec("mesh_tensorflow").submodule_search_locations)')"
-  local scratch
   scratch="$(mktemp -d)"
-  (cd "$scratch" && PYTHONPATH="$ROOT" "$VENV_PYTHON" -m mtf_moe.run pytest -q \
-    -p tests.clients.parsed_flags -p no:cacheprovider -p no:xdist -o python_files='*_test.py' \
-    --rootdir="$scratch" -k "not test_get_laidout_tensors" --ignore="$package/experimental/data_aug_lib_test.py" \
-    "$package")
   # Data augmentation needs tf.contrib, which left with TensorFlow 1.
+  (cd "$scratch" && PYTHONPATH="$ROOT" "$VENV_PYTHON" -m mtf_moe.run pytest -q \
+    -p tests.clients.parsed_flags -p no:cacheprovider -p no:xdist \
+    -o python_files='*_test.py' -k "not test_get_laidout_tensors" \
+    --ignore="$package/experimental/data_aug_lib_test.py" \
+    --rootdir="$scratch" "$package")
+  rm -rf "$scratch"
 }
 
 case "${1:-both}" in
