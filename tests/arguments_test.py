@@ -24,7 +24,7 @@ BATCH, LENGTH, DEPTH = (
     (None, {"master_dtype": "bfloat16"}, (BF16, BF16, BF16)),
     (None, {"slice_dtype": BF16}, (F32, BF16, BF16)),
     (None, {"activation_dtype": F32}, (F32, F32, F32)),
-], ids=str)
+])
 def test_types_of_variables(given, parts, expected):
   parts = {"master_dtype": None, "slice_dtype": None, "activation_dtype": None,
            **parts}
@@ -55,7 +55,7 @@ MESH = [("outer", 2), ("inner", 4)]
 @pytest.mark.parametrize("given", [
     LAYOUT, [list(pair) for pair in LAYOUT], tuple(LAYOUT), set(LAYOUT),
     dict(LAYOUT), "batch:inner,expert_x:outer", "batch:inner;expert_x:outer",
-    mtf.LayoutRules(LAYOUT)], ids=str)
+    mtf.LayoutRules(LAYOUT)])
 def test_layouts(given):
   assert arguments.layout_rules(given)._pairs == set(LAYOUT)
 
@@ -64,7 +64,7 @@ def test_layouts(given):
     MESH, [list(pair) for pair in MESH], dict(MESH), "outer:2,inner:4",
     [("outer", np.int64(2)), ("inner", np.int32(4))],
     [mtf.Dimension(*pair) for pair in MESH],
-    mtf.Shape([mtf.Dimension(*pair) for pair in MESH])], ids=str)
+    mtf.Shape([mtf.Dimension(*pair) for pair in MESH])])
 def test_mesh_shapes(given):
   found = arguments.mesh_shape(given)
   assert [(dim.name, dim.size) for dim in found.dims] == MESH

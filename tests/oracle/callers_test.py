@@ -86,7 +86,7 @@ def test_parts_of_the_types_of_variables():
         dtype=tf.bfloat16)
 
 
-@pytest.mark.parametrize("activation", ["relu", mtf.relu], ids=str)
+@pytest.mark.parametrize("activation", ["relu", mtf.relu])
 def test_activation(activation):
   run({"activation": activation,
        "hparams": CASE.hparams(moe_activation="gelu")}, {})
