@@ -68,7 +68,7 @@ def read(below: Sequence[str] = (), above: Sequence[str] = ()):
     gin.parse_config(["import mtf_moe", *below])
     utils.parse_gin_defaults_and_flags(finalize_config=False)
   sources.append(unused.Source(
-      _PARAMETER_FLAG, "\n".join(flags.FLAGS.gin_param), is_file=False))
+      _PARAMETER_FLAG, "\n".join(flags.FLAGS.gin_param or []), is_file=False))
   check(sources)
   gin.parse_config(list(above))
   gin.finalize()
