@@ -112,6 +112,9 @@ class MoeHparams:
                  "capacity_factor_second_level"):
       _check_number(name, getattr(self, "moe_" + name), positive=True,
                     remedy="1.0 gives every expert an even share of the tokens")
+    if self.moe_use_second_place_loss in (0, 1):  # As mesh_tensorflow has it.
+      object.__setattr__(self, "moe_use_second_place_loss",
+                         bool(self.moe_use_second_place_loss))
     for name in ("dropless_eval", "dropless_inference", "use_second_place_loss",
                  "summaries"):
       _check_boolean(name, getattr(self, "moe_" + name))

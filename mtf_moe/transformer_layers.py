@@ -183,9 +183,10 @@ def _as_batch_and_length(dims):
 def _nonpadding(context, batch_dims):
   """Ones at tokens and zeros at padding, as far as the context tells.
 
-  mesh_tensorflow tells its layers in training and evaluation. In the other
-  modes, and for data without segmentation, only the ids do, of which 0 is
-  padding.
+  mesh_tensorflow tells its layers in training and evaluation. In scoring, for
+  prompts, and for data without segmentation, only the ids do: padding is what
+  is 0 behind all others. A single position is a token, unless the context says
+  otherwise.
 
   Args:
     context: a transformer.Context.
@@ -195,17 +196,14 @@ def _nonpadding(context, batch_dims):
   Returns:
     a Tensor with some of these dimensions; None or 1 where nothing is known.
   """
-  if isinstance(context.sequence_id, mtf.Tensor):
-    return context.nonpadding
   ids = context.inputs
-  if ids is None or not ids.dtype.is_integer or not (
-      set(ids.shape.dims) <= set(batch_dims)):
+  if (isinstance(context.sequence_id, mtf.Tensor)
+      or context.mode == "incremental"
+      or ids is None or not ids.dtype.is_integer
+      or not set(ids.shape.dims) <= set(batch_dims)):
     return context.nonpadding
   is_token = mtf.not_equal(ids, 0)
-  if context.mode == "incremental":
-    # Sequences begin with a 0.
-    is_token = mtf.logical_or(is_token, mtf.equal(context.position, 0))
-  elif context.mode != "first_part" and context.model.autoregressive:
+  if context.mode != "first_part" and context.model.autoregressive:
     # A position is fed the token before the one that it predicts, and that one
     # counts. The one that the last position predicts is not known.
     length = context.length_dim
@@ -213,6 +211,7 @@ def _nonpadding(context, batch_dims):
         mtf.range(ids.mesh, length, tf.int32), length.size - 1)
     if length.size > 1:
       is_last = mtf.logical_and(is_last, is_token)
-    is_token = mtf.logical_or(is_last, mtf.not_equal(
-        mtf.shift(ids, -1, length, wrap=False), 0))
+    up_to_here = mtf.cumsum(mtf.to_float(is_token), length)
+    is_token = mtf.logical_or(is_last, mtf.greater(
+        mtf.reduce_max(up_to_here, reduced_dim=length), up_to_here))
   return mtf.cast(is_token, context.activation_dtype)

@@ -213,39 +213,34 @@ def test_decoding_does_not_depend_on_the_rest_of_the_batch(file, feature, use):
   assert (np.not_equal(*all_and_each(WITH_CAPACITIES))).any()
 
 
-@pytest.mark.parametrize("mode, autoregressive, ids, position, expected", [
+@pytest.mark.parametrize("mode, autoregressive, ids, expected", [
     # What is fed is one token behind what is predicted: 5 and 6 are.
-    ("score", True, [0, 5, 6, 0, 0], None, [1, 1, 0, 0, 0]),
-    ("score", True, [0, 5, 6, 7, 8], None, [1, 1, 1, 1, 1]),
-    ("score", True, [0, 0, 0, 0, 0], None, [0, 0, 0, 0, 0]),
-    ("score", True, [0], None, [1]),
+    ("score", True, [0, 5, 6, 0, 0], [1, 1, 0, 0, 0]),
+    ("score", True, [0, 5, 6, 7, 8], [1, 1, 1, 1, 1]),
+    ("score", True, [0, 5, 0, 7, 0], [1, 1, 1, 0, 0]),
+    ("score", True, [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]),
+    ("score", True, [0], [1]),
     # An encoder, or tags for tokens.
-    ("infer", False, [5, 6, 0, 0, 0], None, [1, 1, 0, 0, 0]),
+    ("infer", False, [5, 6, 0, 0, 0], [1, 1, 0, 0, 0]),
     # A prompt, as it is.
-    ("first_part", True, [5, 6, 0, 0, 0], None, [1, 1, 0, 0, 0]),
-    ("first_part", True, [0, 0, 0, 0, 0], None, [0, 0, 0, 0, 0]),
-    # One position of each sequence: begun, begun with nothing, and ended.
-    ("incremental", True, [5, 0, 0], [3, 0, 4], [1, 1, 0]),
+    ("first_part", True, [5, 6, 0, 0, 0], [1, 1, 0, 0, 0]),
+    ("first_part", True, [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]),
 ])
-def test_padding_is_known_from_the_ids(
-    mode, autoregressive, ids, position, expected):
+def test_padding_is_known_from_the_ids(mode, autoregressive, ids, expected):
   gin_config.parse(["models/lm_tiny.gin"], TINY)
   model = utils.build_model("lm", VOCAB_SIZE, VOCAB_SIZE)
   model.autoregressive = autoregressive
-  dim = mtf.Dimension("length" if position is None else "batch", len(ids))
-  given = {"ids": (np.array(ids), [dim])}
-  if position is not None:
-    given["position"] = (np.array(position), [dim])
+  dim = mtf.Dimension("length", len(ids))
 
   def nonpadding(tensors):
-    integers = {name: mtf.cast(t, tf.int32) for name, t in tensors.items()}
     context = transformer.Context(
-        model, integers["ids"].mesh, [dim], dim, harness.variable_dtype(),
-        mode=mode, inputs=integers["ids"], position=integers.get("position"))
+        model, tensors["ids"].mesh, [dim], dim, harness.variable_dtype(),
+        mode=mode, inputs=mtf.cast(tensors["ids"], tf.int32))
     return transformer_layers._nonpadding(context, [dim])
 
   np.testing.assert_array_equal(
-      harness.evaluate(nonpadding, given, weights), expected)
+      harness.evaluate(nonpadding, {"ids": (np.array(ids), [dim])}, weights),
+      expected)
 
 
 def test_other_inputs_than_ids_tell_nothing_of_padding():

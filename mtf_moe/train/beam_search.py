@@ -100,7 +100,8 @@ class BeamSearch:
     def grow(step, *values):
       beams = _Beams(*values[:_Beams.num_fields])
       states = values[_Beams.num_fields:]
-      log_probs, states = decoder.step(step, beams.last_ids, states)
+      log_probs, states = decoder.step(
+          step, beams.last_ids, beams.ended, states)
       parents, beams = self._best(step, beams, log_probs)
       return [step + 1, *beams.as_list(),
               *[_select(state, parents) for state in states]]
@@ -232,12 +233,14 @@ class _Decoder:
     """An int32 Tensor [batch, beam]; 0, where mtf starts, without a prompt."""
     return mtf.gather(self._prompts, self._start - 1, self._length)
 
-  def step(self, step, last_ids, states):
+  def step(self, step, last_ids, ended, states):
     """Predicts the next token.
 
     Args:
       step: an int32 scalar, how many tokens follow the prompt already.
       last_ids: an int32 Tensor [batch, beam], the last of them.
+      ended: a float32 Tensor [batch, beam], ones where nothing follows any
+        more, which then is padding.
       states: a list of Tensors, what layers keep of earlier positions.
 
     Returns:
@@ -246,6 +249,7 @@ class _Decoder:
     position = self._start + step
     context = self._context(
         mode="incremental", position=position, states=list(states),
+        sequence_id=mtf.to_int32(1.0 - ended),
         read_priority=position, inputs=last_ids,
         constant_states=self._constant_states)
     logits = mtf.to_float(self._run(context, last_ids, reuse=True))

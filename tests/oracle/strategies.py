@@ -34,7 +34,8 @@ def cases(draw, meshes=_MESHES):
   batch = columns * rng.randint(1, 3)
   outer = rows * rng.randint(1, 2)
   longest = max(1, _MOST_TOKENS // (outer * batch))
-  length = rng.choice([rng.randint(1, longest), _prime_up_to(longest)])
+  length = rng.choice(
+      [rng.randint(1, longest)] * 4 + [_prime_up_to(longest)])
   has_outer = splits_outer or rng.random() < 0.5
   x, y = rng.choice(
       [(1, 2), (2, 1), (2, 2)] if mesh != (1, 1) else

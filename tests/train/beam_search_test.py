@@ -102,17 +102,20 @@ def log_probs_of_all(max_length):
       for begin in itertools.product(others, repeat=size)]
   all_ids += list(itertools.product(others, repeat=max_length))
 
-  def logits(model, ids):
+  def logits(model, ids_and_one):
+    # Token 0 is a token like the others, where the sequence has not ended.
+    ids = mtf.maximum(ids_and_one - 1, 0)
     return model.call_simple(
         inputs=transformer.autoregressive_inputs(ids), targets=ids,
         compute_loss=False, mode="eval",
-        variable_dtype=harness.variable_dtype())[0]
+        variable_dtype=harness.variable_dtype(),
+        sequence_id=mtf.minimum(ids_and_one, 1))[0]
 
   pairs = list(itertools.product(PROMPTS, all_ids))
   sequences = np.zeros([len(pairs), LENGTH + max_length], int)
   for row, (prompt, ids) in zip(sequences, pairs):
     size = np.count_nonzero(prompt)
-    row[:size + len(ids)] = [*prompt[:size], *ids]
+    row[:size + len(ids)] = np.array([*prompt[:size], *ids]) + 1
   values = run_model(logits, sequences).astype(np.float64)
   values -= np.log(np.sum(np.exp(values), axis=-1, keepdims=True))
   totals = [
