@@ -6,6 +6,7 @@ No name is taken for a pattern here, and no file for what its name says.
 import os
 import re
 import stat
+import tempfile
 
 import tensorflow.compat.v1 as tf
 
@@ -45,6 +46,27 @@ def usable(path: str, parameter: str) -> str:
         "other directories for its own. Choose a path without * ? [ \\ and "
         "line ends in it.")
   return path.rstrip("/") or "/"
+
+
+def obstacle(path: str) -> str | None:
+  """Why nothing can be written at a path, or made on the way there.
+
+  Args:
+    path: a string, a directory of this machine that may not exist.
+
+  Returns:
+    a string, such as "/proc: No such file or directory"; None if it can
+  """
+  # What is to be made is made in the first of these that is there.
+  there = path
+  while not os.path.lexists(there):
+    there = os.path.dirname(there) or "."
+  try:
+    # Some that claim to be writable are not, such as /proc for root.
+    with tempfile.TemporaryFile(dir=there):
+      return None
+  except OSError as error:
+    return f"{there}: {error.strerror}"
 
 
 def _plain(path):

@@ -108,16 +108,35 @@ def checkpoints_read(model_dir):
   name = ("export_checkpoint_step" if mode in export.MODES
           else "eval_checkpoint_step")
   step = _bindings("utils.run").get(name)
+  if mode in export.MODES and type(step) is int and step == 0:
+    raise ValueError(
+        f"run.{name} = 0 exports the newest in mesh_tensorflow: set it to [0] "
+        "for step 0, or to -1, the newest.")
   if step in (None, _NEWEST) or (mode in export.MODES and not step):
     # Which leaves out damaged ones: see patches.usable_checkpoints.
     newest = tf.train.latest_checkpoint(model_dir)
     return [newest] if newest else []
-  try:
+  if step == "all":
     return list(utils.get_checkpoint_iterator(step, model_dir))
-  except TypeError as error:
+  steps = step if isinstance(step, list | tuple) else [step]
+  if not steps or not all(type(one) is int for one in steps):
     raise ValueError(
         f"run.{name} = {step!r} is no step: set it to the number of one, to a "
-        'list of them, to "all", or to -1, the newest.') from error
+        'list of them, to "all", or to -1, the newest.')
+  _check_steps(name, step, steps, model_dir)
+  return list(utils.get_checkpoint_iterator(step, model_dir))
+
+
+def _check_steps(name, given, steps, model_dir):
+  """Sees that these checkpoints are there, and not only others near them."""
+  there = {utils.get_step_from_checkpoint_path(path): path
+           for path in utils.get_checkpoint_iterator("all", model_dir)}
+  missing = [step for step in steps if step not in there]
+  if missing:
+    raise ValueError(
+        f"run.{name} = {given!r}: --model_dir={model_dir} holds no checkpoint "
+        f"of step {', '.join(map(str, missing))} that can be used. It has "
+        f"{', '.join(map(str, there))}: choose of these, or -1, the newest.")
 
 
 def _bindings(name):

@@ -1,6 +1,7 @@
 """What a mode lacks is said before anything is built."""
 
 import os
+import re
 
 import gin
 import pytest
@@ -71,6 +72,7 @@ def test_mistakes(lines, said, trained):
     ("7", "run.export_path = 7 says nowhere"),
     ("'{trained}/checkpoint'", "cannot be made or written in .*/checkpoint:"),
     ("'{trained}/checkpoint/a/b'", "cannot be made or .* in .*/checkpoint:"),
+    ("'/proc/x/y'", "export_path = '/proc/x/y' cannot be .* in /proc: "),
     ("'exported[3]'", r"'run\.export_path=exported\[3\]' has '\['"),
 ])
 @pytest.mark.parametrize("mode", export.MODES)
@@ -122,3 +124,25 @@ def test_prompts_that_fit(trained):
   check(trained, f"continue_prompts.prompts = '{trained}/prompts.txt'",
         "sequence_length = 4", "run.model_type = 'lm'",
         files=["runs/sample.gin"])
+
+
+@pytest.mark.parametrize("name, mode", [
+    ("eval", "infer"), ("eval", "perplexity_eval"), ("export", "export")])
+def test_steps_that_are_not_there(name, mode, trained):
+  parameter = f"run.{name}_checkpoint_step"
+  for given, missing in [("99", "99"), ("8", "8"), ("[7, 5, 3]", "5, 3")]:
+    gin_config.parse(
+        bindings=[f"run.mode = '{mode}'", f"{parameter} = {given}"])
+    with pytest.raises(ValueError, match=re.escape(
+        f"{parameter} = {given}: --model_dir={trained} holds no checkpoint of "
+        f"step {missing} that can be used. It has 7: choose")):
+      run_mode.checkpoints_read(str(trained))
+  gin_config.parse(bindings=[f"run.mode = '{mode}'", f"{parameter} = [7]"])
+  assert run_mode.checkpoints_read(str(trained)) == [f"{trained}/model.ckpt-7"]
+
+
+def test_exporting_step_0(trained):
+  gin_config.parse(
+      bindings=["run.mode = 'export'", "run.export_checkpoint_step = 0"])
+  with pytest.raises(ValueError, match=r"step = 0 exports the newest.*\[0\]"):
+    run_mode.checkpoints_read(str(trained))
