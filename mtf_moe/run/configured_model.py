@@ -20,6 +20,7 @@ import tensorflow.compat.v1 as tf
 from mtf_moe import levels
 from mtf_moe.run import gin_values
 from mtf_moe.run import layouts
+from mtf_moe.run import optimization
 
 _ONE_STACK = ("lm", "delimited_lm")  # Models that have targets only.
 
@@ -106,6 +107,18 @@ class ConfiguredModel:
   def num_sequences(self) -> int:
     """In a batch, of all its parts."""
     return math.prod(dim.size for dim in self.batch_dims)
+
+  @property
+  def train_steps(self) -> int:
+    """The step at which training ends."""
+    steps = self.run.get("train_steps", utils.auto_train_steps)
+    return steps(self.num_sequences, self.lengths) if callable(steps) else steps
+
+  @property
+  def total_steps(self) -> int:
+    """The steps that schedules are made for."""
+    total = self.run.get("total_run_steps")
+    return self.train_steps if total is None else total
 
   @property
   def microbatch_dims(self):
@@ -220,7 +233,8 @@ class ConfiguredModel:
     Those of the model and of the optimizer, and the step.
 
     Raises:
-      ValueError: if no optimizer is configured.
+      ValueError: if no optimizer is configured, or it cannot train the model,
+        or there is no learning rate.
     """
     optimizer = self.run.get("optimizer")
     if not callable(optimizer):
@@ -228,7 +242,9 @@ class ConfiguredModel:
           f"run.optimizer = {optimizer!r} cannot train: set it to a class, "
           "such as @optimize.AdafactorOptimizer.")
     with tf.Graph().as_default() as tf_graph:
-      tf.train.get_or_create_global_step()
+      rate = optimization.learning_rate(
+          self.run.get("learning_rate_schedule"), self.total_steps,
+          tf.train.get_or_create_global_step())
       graph = mtf.Graph()
       loss = self.loss(mtf.Mesh(graph, "variables"), "train")
       trained = graph.trainable_variables
@@ -238,7 +254,7 @@ class ConfiguredModel:
                for gradient, variable in zip(gradients, trained)
                if is_trained(variable)]
       if pairs:
-        optimizer(learning_rate=1.0).apply_grads(*map(list, zip(*pairs)))
+        optimization.apply(optimizer, rate, *map(list, zip(*pairs)))
     return tf_graph
 
 

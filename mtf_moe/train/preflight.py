@@ -11,6 +11,7 @@ from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.run import arithmetic
+from mtf_moe.run import optimization
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import checkpoints
 from mtf_moe.train import console
@@ -52,6 +53,8 @@ def check_configuration(model_dir: str) -> ConfiguredModel | None:
     if run_mode.get() in export.MODES:
       export.check_vocabularies(configured.run.get("vocabulary"))
     _ = configured.variables  # Builds it.
+    if run_mode.get() == "train":
+      _ = configured.training_graph
   return configured
 
 
@@ -143,11 +146,21 @@ def find_beginning(
     a TakenOver; None where the run goes on, or begins at random
 
   Raises:
-    ValueError: if run.init_checkpoint cannot be taken over.
+    ValueError: if run.init_checkpoint cannot be taken over, or the learning
+      rate is none from there on.
   """
-  if checkpoints.newest(model_dir) is not None:
-    return None
-  return init_checkpoint.find(configured)
+  newest, taken, first_step = checkpoints.newest(model_dir), None, 0
+  if newest is not None:
+    first_step = utils.get_step_from_checkpoint_path(newest)
+  else:
+    taken = init_checkpoint.find(configured)
+    first_step = taken.beginning.step if taken else 0
+  steps = configured.train_steps
+  if first_step < steps:
+    optimization.check_rates(
+        configured.run.get("learning_rate_schedule"), configured.total_steps,
+        first_step, steps - 1)
+  return taken
 
 
 def begin(
