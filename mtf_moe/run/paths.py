@@ -69,6 +69,30 @@ def obstacle(path: str) -> str | None:
     return f"{there}: {error.strerror}"
 
 
+def check_new_file(path: str, parameter: str):
+  """Sees that a file may be written there, under this name or a longer one.
+
+  Args:
+    path: a string, as the user gave it.
+    parameter: what the user calls it.
+
+  Raises:
+    ValueError: if it is no name of a file, or in no directory that is there.
+  """
+  remedy = 'set it to the path of a file, such as "written.txt"'
+  if not isinstance(path, str) or os.path.basename(path) in ("", ".", ".."):
+    raise ValueError(f"{parameter} = {path!r} is no path of a file: {remedy}.")
+  directory = os.path.dirname(path) or "."
+  if is_remote(path):
+    return
+  problem = (obstacle(directory) if os.path.isdir(directory)
+             else f"{directory}, which is no directory")
+  if problem is not None:
+    raise ValueError(
+        f"{parameter} = {path!r} cannot be written in {problem}: {remedy}, in "
+        "a directory that is there.")
+
+
 def _plain(path):
   """The path without "..", which TensorFlow does not take as systems do.
 

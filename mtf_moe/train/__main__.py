@@ -32,6 +32,7 @@ from mtf_moe.train import made_with
 from mtf_moe.train import model_directory
 from mtf_moe.train import preflight
 from mtf_moe.train import run_mode
+from mtf_moe.train import scoring
 from mtf_moe.train import training
 from mtf_moe.train import vocabulary
 
@@ -76,6 +77,8 @@ def main(argv):
     stack.enter_context(patches.graphs_as_built())
     if run_mode.get() != "train":
       stack.enter_context(recomputation.unused())
+    if run_mode.get() in scoring.MODES:
+      stack.enter_context(scoring.giving_ids())
     if run_mode.get() in export.MODES:
       stack.enter_context(vocabulary.as_operations())
     _run()

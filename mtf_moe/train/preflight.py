@@ -64,9 +64,31 @@ def _check_data(configured):
   dataset_fn = run.get("train_dataset_fn")
   if dataset_fn is not None and run_mode.get() in ("train", "perplexity_eval"):
     with tf.Graph().as_default():
-      dataset_fn(
+      dataset = dataset_fn(
           sequence_length=configured.lengths, vocabulary=run.get("vocabulary"),
           dataset_split=run.get("dataset_split", "train"))
+      _check_features(dataset, run.get("model_type", "bitransformer"))
+
+
+def _check_features(dataset, model_type):
+  """Sees that the data has what the type of model reads, and no more."""
+  features = getattr(dataset, "element_spec", None)
+  if not isinstance(features, dict):
+    return
+  wanted = {"targets"} if model_type == "lm" else {"inputs", "targets"}
+  there = {"inputs", "targets"} & features.keys()
+  if there == wanted:
+    return
+  remedy = ("use 'lm' for targets alone" if there == {"targets"} else
+            "use 'bitransformer', 'delimited_lm' or 'aligned' for both"
+            if there == {"inputs", "targets"} else "use other data")
+  raise ValueError(
+      f"run.model_type = {model_type!r} reads {_list(wanted)}, and the "
+      f"examples of run.train_dataset_fn have {_list(there) or 'neither'}: {remedy}.")
+
+
+def _list(names):
+  return " and ".join(sorted(names))
 
 
 def warn_of_wrong_products(tpu: str | None):

@@ -9,6 +9,7 @@ from mtf_moe.train import checkpoints
 from mtf_moe.train import evaluation
 from mtf_moe.train import export
 from mtf_moe.train import sampling
+from mtf_moe.train import scoring
 
 # Those of mesh_tensorflow.transformer.utils.run.
 MODES = ("train", "perplexity_eval", "infer", "eval", "score_eval",
@@ -49,8 +50,21 @@ def check(model_dir):
     evaluation.check_options()
   if mode == "infer":
     sampling.check_prompts()
+  if mode == "score_from_strings":
+    scoring.check_strings()
   if mode in export.MODES:
     export.check_path()
+  _check_suffix()
+
+
+def _check_suffix():
+  """Sees that evaluations are written to the model directory."""
+  suffix = _bindings("utils.run").get("eval_dir_suffix")
+  if suffix is not None and (
+      not isinstance(suffix, str) or "/" in suffix or "\0" in suffix):
+    raise ValueError(
+        f"run.eval_dir_suffix = {suffix!r} is no end of a directory's name: "
+        'set it to a string without /, such as "again", or leave it out.')
 
 
 def _check_training_data():

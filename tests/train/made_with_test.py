@@ -153,8 +153,12 @@ def test_in_every_mode(mode, trained):
   lengths = ["run.sequence_length = None"] if mode == "eval" else []
   with pytest.raises(ValueError, match=r"MoE2D\.moe_gating = 'switch'"):
     check(trained, f"run.mode = '{mode}'", "MoE2D.moe_gating = 'switch'",
-          "run.eval_checkpoint_step = 1",
-          "continue_prompts.prompts = ['abc']", *lengths,
+          "run.eval_checkpoint_step = 2", "run.perplexity_eval_steps = 1",
+          f"run.export_path = '{trained.directory}'",
+          "continue_prompts.prompts = ['abc']",
+          "score_from_strings.inputs = None",
+          "score_from_strings.targets = ['abc']",
+          "score_from_strings.score_postprocess_fn = @save_scores", *lengths,
           files=["runs/sample.gin"] if mode == "infer" else [])
 
 

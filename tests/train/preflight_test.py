@@ -200,3 +200,11 @@ def test_a_schedule_counts_from_where_the_run_goes_on(text, tmp_path):
   begin(text, tmp_path, *late)
   with pytest.raises(ValueError, match="at step 0 of 10"):
     begin(text, tmp_path / "new", *late)
+
+
+@pytest.mark.parametrize("kind", ["bitransformer", "aligned", "delimited_lm"])
+def test_a_model_that_the_data_does_not_serve(kind, text):
+  with pytest.raises(ValueError, match=(
+      rf"run\.model_type = '{kind}' reads inputs and targets, .* of run\."
+      r"train_dataset_fn have targets: use 'lm'")):
+    check(text, f"run.model_type = '{kind}'")
