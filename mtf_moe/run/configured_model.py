@@ -143,6 +143,11 @@ class ConfiguredModel:
     """
     vocabulary = self.run.get("vocabulary")
     model_type = self.run.get("model_type", "bitransformer")
+    if model_type == "bi_student_teacher":
+      raise ValueError(
+          "run.model_type = 'bi_student_teacher' is not supported, since a run "
+          "is checked on one model, and that has two: use another, such as "
+          "'bitransformer'.")
     model = utils.build_model(
         model_type=model_type,
         input_vocab_size=utils.inputs_vocabulary(vocabulary).vocab_size,

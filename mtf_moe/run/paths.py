@@ -36,7 +36,9 @@ def usable(path: str, parameter: str) -> str:
   given = f"{parameter}={path}"
   if not path or "\0" in path or not _encodes(path):
     raise ValueError(f"{given!r} is no path: give that of a directory.")
-  if not is_remote(path):
+  if is_remote(path):
+    _check_scheme(path, given)
+  else:
     path = _plain(os.path.expanduser(path))
   found = _WILDCARDS.search(path)
   if found:
@@ -46,6 +48,18 @@ def usable(path: str, parameter: str) -> str:
         "other directories for its own. Choose a path without * ? [ \\ and "
         "line ends in it.")
   return path.rstrip("/") or "/"
+
+
+def _check_scheme(path, given):
+  """Raises ValueError for a file system that TensorFlow does not have."""
+  schemes = tf.io.gfile.get_registered_schemes()
+  scheme, _, _ = path.partition("://")
+  if scheme not in schemes:
+    known = ", ".join(sorted(f"{name}://" for name in schemes if name))
+    raise ValueError(
+        f"{given!r} is in a file system that TensorFlow does not have: give a "
+        f"path of this machine, or with one of {known} (the package "
+        "tensorflow-io has others).")
 
 
 def obstacle(path: str) -> str | None:

@@ -69,6 +69,7 @@ def main(argv):
       stack.enter_context(patches.silent_print_op())
     FLAGS.model_dir = paths.usable(FLAGS.model_dir, "--model_dir")
     machines.check_only_one()
+    machines.check_tpu(FLAGS.tpu, FLAGS.tpu_zone, FLAGS.gcp_project)
     config_files.read(below=_BINDINGS)
     console.say("checking the configuration")
     configured = preflight.check_configuration(FLAGS.model_dir)

@@ -84,7 +84,8 @@ def _check_features(dataset, model_type):
             if there == {"inputs", "targets"} else "use other data")
   raise ValueError(
       f"run.model_type = {model_type!r} reads {_list(wanted)}, and the "
-      f"examples of run.train_dataset_fn have {_list(there) or 'neither'}: {remedy}.")
+      f"examples of run.train_dataset_fn have {_list(there) or 'neither'}: "
+      f"{remedy}.")
 
 
 def _list(names):

@@ -13,6 +13,13 @@ from mtf_moe.train import preflight
 from tests import gin_config
 from tests import harness
 
+
+@gin.configurable(module="tests")
+def pairs(**unused_kwargs):
+  """Examples with both features."""
+  return tf.data.Dataset.from_tensors({"inputs": [1], "targets": [1]})
+
+
 LAYER = "transformer/block_000/layer_001/MoE2D"
 
 
@@ -208,3 +215,10 @@ def test_a_model_that_the_data_does_not_serve(kind, text):
       rf"run\.model_type = '{kind}' reads inputs and targets, .* of run\."
       r"train_dataset_fn have targets: use 'lm'")):
     check(text, f"run.model_type = '{kind}'")
+
+
+def test_a_model_of_two(text):
+  with pytest.raises(ValueError, match=(
+      r"run\.model_type = 'bi_student_teacher' is not supported")):
+    check(text, "run.model_type = 'bi_student_teacher'", "run.mode = 'train'",
+          "run.train_dataset_fn = @tests.pairs")
