@@ -258,8 +258,13 @@ class ConfiguredModel:
       pairs = [(gradient, variable)
                for gradient, variable in zip(gradients, trained)
                if is_trained(variable)]
-      if pairs:
-        optimization.apply(optimizer, rate, *map(list, zip(*pairs)))
+      if not pairs:
+        raise ValueError(
+            "run.variable_filter = "
+            f"{self.run.get('variable_filter')!r} finds no variable to train: "
+            f"give a part of the names of some, such as {trained[0].name!r}, "
+            "or None for all of them.")
+      optimization.apply(optimizer, rate, *map(list, zip(*pairs)))
     return tf_graph
 
 
@@ -268,7 +273,7 @@ def _variable_filter(given):
   if given is None:
     return lambda variable: True
   if callable(given):
-    return given
+    return functools.partial(_asked, given)
   try:
     pattern = re.compile(given)
   except (re.error, TypeError) as error:
@@ -277,6 +282,17 @@ def _variable_filter(given):
         "give one that finds the names of the variables to train, or None for "
         "all of them.") from error
   return lambda variable: pattern.search(variable.name)
+
+
+def _asked(variable_filter, variable):
+  """What a function of the user says of a variable."""
+  try:
+    return variable_filter(variable)
+  except Exception as error:  # It may be anybody's.
+    raise ValueError(
+        f"run.variable_filter = {variable_filter!r} fails for {variable.name} "
+        f"({type(error).__name__}: {error}): give a function of a variable of "
+        "mesh_tensorflow, or a regular expression.") from error
 
 
 def _check_vocabulary(vocabulary):

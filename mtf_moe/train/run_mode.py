@@ -126,6 +126,16 @@ def checkpoints_read(model_dir):
     raise ValueError(
         f"run.{name} = 0 exports the newest in mesh_tensorflow: set it to [0] "
         "for step 0, or to -1, the newest.")
+  one_only = mode in scoring.MODES or mode in export.MODES
+  several = isinstance(step, list | tuple) and len(step) != 1
+  if one_only and (step == "all" or several):
+    raise ValueError(
+        f"run.{name} = {step!r}, and run.mode = {mode!r} reads one checkpoint: "
+        "set it to its step, or to -1, the newest.")
+  if mode in scoring.MODES and step is None:
+    raise ValueError(
+        f"run.{name} = None waits for new checkpoints without end in run.mode "
+        f"= {mode!r}: set it to -1, the newest, or to a step.")
   if step in (None, _NEWEST) or (mode in export.MODES and not step):
     # Which leaves out damaged ones: see patches.usable_checkpoints.
     newest = tf.train.latest_checkpoint(model_dir)

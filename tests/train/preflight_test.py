@@ -20,6 +20,11 @@ def pairs(**unused_kwargs):
   return tf.data.Dataset.from_tensors({"inputs": [1], "targets": [1]})
 
 
+@gin.configurable(module="tests")
+def no_filter(variable):
+  raise KeyError(variable.name)
+
+
 LAYER = "transformer/block_000/layer_001/MoE2D"
 
 
@@ -155,6 +160,10 @@ ADAFACTOR = "run.optimizer = @optimize.AdafactorOptimizer"
 
 @pytest.mark.parametrize("bindings, said", [
     (["run.variable_filter = '('"], r"run\.variable_filter = '\(' is no reg"),
+    (["run.variable_filter = 'nothing'"],
+     r"variable_filter = 'nothing' finds no variable to train: give a part"),
+    (["run.variable_filter = @tests.no_filter"],
+     r"variable_filter = .*no_filter.* fails for .*KeyError"),
     (["optimize.AdafactorOptimizer.decay_rate = 'x'"],
      f"{ADAFACTOR} cannot train .*TypeError.*: correct the parameters"),
     (["optimize.AdafactorOptimizer.clipping_threshold = 0"],
