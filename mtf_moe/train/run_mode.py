@@ -4,6 +4,7 @@ import gin
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import configured_model
 from mtf_moe.run import paths
 from mtf_moe.train import checkpoints
 from mtf_moe.train import evaluation
@@ -59,7 +60,7 @@ def check(model_dir):
 
 def _check_suffix():
   """Sees that evaluations are written to the model directory."""
-  suffix = _bindings("utils.run").get("eval_dir_suffix")
+  suffix = configured_model.bound("eval_dir_suffix")
   if suffix is not None and (
       not isinstance(suffix, str) or "/" in suffix or "\0" in suffix):
     raise ValueError(
@@ -121,7 +122,7 @@ def checkpoints_read(model_dir):
     return [newest] if newest else []
   name = ("export_checkpoint_step" if mode in export.MODES
           else "eval_checkpoint_step")
-  step = _bindings("utils.run").get(name)
+  step = configured_model.bound(name)
   if mode in export.MODES and type(step) is int and step == 0:
     raise ValueError(
         f"run.{name} = 0 exports the newest in mesh_tensorflow: set it to [0] "

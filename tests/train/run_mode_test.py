@@ -220,3 +220,10 @@ def test_modes_that_read_one_checkpoint(name, mode, given, said, trained):
   gin_config.parse(bindings=[f"run.mode = '{mode}'", f"{parameter} = {given}"])
   with pytest.raises(ValueError, match=f"{parameter} = {said}"):
     run_mode.checkpoints_read(str(trained))
+
+
+def test_steps_and_suffixes_of_macros(trained):
+  macros = ["step = 7", "run.eval_checkpoint_step = %step", "end = 'again'",
+            "run.eval_dir_suffix = %end"]
+  check(trained, "run.mode = 'perplexity_eval'", *macros)
+  assert run_mode.checkpoints_read(str(trained)) == [f"{trained}/model.ckpt-7"]
