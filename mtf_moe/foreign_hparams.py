@@ -39,19 +39,23 @@ def stated(hparams: Any, known: Iterable[str]) -> dict[str, Any]:
     a dict
 
   Raises:
-    ValueError: on an unknown name, or something that has no names at all.
+    ValueError: on an unknown name, names that all lack the "moe_", or something
+      that has no names at all.
   """
   known = list(known)
-  if hparams is None or isinstance(
-      hparams, (str, bytes, int, float, list, tuple, set)):
+  is_named = hasattr(hparams, "_fields")  # A named tuple.
+  if hparams is None or (not is_named and isinstance(
+      hparams, (str, bytes, int, float, list, tuple, set))):
     raise ValueError(
         f"hparams = {hparams!r} names no hyperparameters: pass a MoeHparams, "
         "or a mapping or object with moe_* names, such as "
         '{"moe_hidden_size": 4096}.')
   entries = {}
   if callable(getattr(type(hparams), "keys", None)):  # A mapping, or like one.
-    entries.update((name, value) for name, value in dict(hparams).items()
+    given = dict(hparams)
+    entries.update((name, value) for name, value in given.items()
                    if isinstance(name, str) and _is_ours(name))
+    _check_prefixes(given, known)
   for name in filter(_is_ours, dir(hparams)):
     value = getattr(hparams, name, None)
     # It may have methods, and attributes that are not set.
@@ -68,6 +72,15 @@ def stated(hparams: Any, known: Iterable[str]) -> dict[str, Any]:
     entries["moe_num_experts"] = (
         entries["moe_expert_x"], entries["moe_expert_y"])
   return {name: entries[name] for name in known if name in entries}
+
+
+def _check_prefixes(given, known):
+  """Raises ValueError for a mapping of nothing but names without prefix."""
+  right = [f"{_PREFIX}{name}" for name in given]
+  if right and all(name in known for name in right):
+    raise ValueError(
+        f"hparams = {given!r} names no hyperparameter of the layer, since all "
+        f"begin with {_PREFIX}: call them {', '.join(right)}.")
 
 
 def check_known(name: str, value: Any, known: Iterable[str]):

@@ -77,6 +77,7 @@ BESIDE = {"n_head": 8, 3: "number", "moe_switch_jitter": 0.1, "moe_k": 2,
     collections.defaultdict(lambda: None, GIVEN), Values(GIVEN),
     argparse.Namespace(**GIVEN, steps=3), moe.HParams(**GIVEN), Computed(),
     Unset(), Config(),
+    collections.namedtuple("Fixed", GIVEN)(**GIVEN),
     {"moe_expert_x": 4, "moe_expert_y": 2, "moe_group_size": 32}],
                          ids=lambda given: type(given).__name__)
 def test_mappings_and_objects(given):
@@ -116,6 +117,15 @@ def test_unknown_names_are_told(kind, name, said):
 def test_what_has_no_names_is_refused(given):
   with pytest.raises(ValueError, match="names no hyperparameters: pass a Moe"):
     MoeHparams.of(given)
+
+
+def test_names_without_their_prefix():
+  with pytest.raises(ValueError, match=(
+      "all begin with moe_: call them moe_gating, moe_hidden_size")):
+    MoeHparams.of({"gating": "switch", "hidden_size": 8})
+  # Those of a program that leaves the layer as it is.
+  assert MoeHparams.of({"hidden_size": 8, "num_layers": 2}) == MoeHparams()
+  assert MoeHparams.of({}) == MoeHparams()
 
 
 def test_changeable():

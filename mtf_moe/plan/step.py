@@ -6,6 +6,7 @@ import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.plan import one_core
+from mtf_moe.run import optimization
 from mtf_moe.run.configured_model import ConfiguredModel
 
 # What the collectives and counters of the two parts of a step are marked with.
@@ -53,8 +54,8 @@ def lower(configured: ConfiguredModel) -> LoweredStep:
     gradients = mtf.gradients(
         [loss], [v.outputs[0] for v in graph.trainable_variables])
     one_core.Mark(mesh, OPTIMIZER)
-    configured.run["optimizer"](learning_rate=1.0).apply_grads(
-        gradients, graph.trainable_variables)
+    optimization.apply(
+        configured.run["optimizer"], 1.0, gradients, graph.trainable_variables)
     # Ahead of the lowering, which may join variables to larger ones.
     slot_variables = [
         v for v in graph.all_variables if v not in set(model_variables)]

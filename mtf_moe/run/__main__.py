@@ -24,6 +24,7 @@ import runpy
 import shutil
 import sys
 import types
+import zipfile
 
 import mtf_moe  # For gin, and for mesh_tensorflow.
 from mtf_moe.run import recording
@@ -66,7 +67,7 @@ def _end(message, status=1):
 def _find(name):
   """A function that runs the program of a name, or None."""
   if os.path.exists(name) and (os.sep in name or name.endswith(".py")):
-    return lambda: _run_file(name)
+    return (lambda: _run_file(name)) if _is_program(name) else None
   if _is_runnable_module(name):
     return lambda: runpy.run_module(name, run_name="__main__", alter_sys=True)
   commands = importlib.metadata.entry_points(
@@ -93,6 +94,18 @@ def _is_runnable_module(name):
       raise
     return False
   return spec is not None
+
+
+def _is_program(path):
+  """Whether `python path` might run it: a script, or what holds __main__."""
+  if os.path.isdir(path):
+    return any(os.path.exists(os.path.join(path, f"__main__.{end}"))
+               for end in ("py", "pyc"))
+  if zipfile.is_zipfile(path) or not os.path.isfile(path):
+    return True  # Python says what it lacks.
+  with open(path, "rb") as f:
+    first = f.readline(256)
+  return not first.startswith(b"#!") or b"python" in first
 
 
 def _is_python_script(path):

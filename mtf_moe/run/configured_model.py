@@ -20,6 +20,7 @@ import tensorflow.compat.v1 as tf
 from mtf_moe import levels
 from mtf_moe.run import gin_values
 from mtf_moe.run import layouts
+from mtf_moe.run import optimization
 
 _ONE_STACK = ("lm", "delimited_lm")  # Models that have targets only.
 
@@ -108,6 +109,18 @@ class ConfiguredModel:
     return math.prod(dim.size for dim in self.batch_dims)
 
   @property
+  def train_steps(self) -> int:
+    """The step at which training ends."""
+    steps = self.run.get("train_steps", utils.auto_train_steps)
+    return steps(self.num_sequences, self.lengths) if callable(steps) else steps
+
+  @property
+  def total_steps(self) -> int:
+    """The steps that schedules are made for."""
+    total = self.run.get("total_run_steps")
+    return self.train_steps if total is None else total
+
+  @property
   def microbatch_dims(self):
     """`batch_dims` of one part of a step."""
     *outer, batch = self.batch_dims
@@ -130,6 +143,11 @@ class ConfiguredModel:
     """
     vocabulary = self.run.get("vocabulary")
     model_type = self.run.get("model_type", "bitransformer")
+    if model_type == "bi_student_teacher":
+      raise ValueError(
+          "run.model_type = 'bi_student_teacher' is not supported, since a run "
+          "is checked on one model, and that has two: use another, such as "
+          "'bitransformer'.")
     model = utils.build_model(
         model_type=model_type,
         input_vocab_size=utils.inputs_vocabulary(vocabulary).vocab_size,
@@ -220,7 +238,8 @@ class ConfiguredModel:
     Those of the model and of the optimizer, and the step.
 
     Raises:
-      ValueError: if no optimizer is configured.
+      ValueError: if no optimizer is configured, or it cannot train the model,
+        or there is no learning rate.
     """
     optimizer = self.run.get("optimizer")
     if not callable(optimizer):
@@ -228,7 +247,9 @@ class ConfiguredModel:
           f"run.optimizer = {optimizer!r} cannot train: set it to a class, "
           "such as @optimize.AdafactorOptimizer.")
     with tf.Graph().as_default() as tf_graph:
-      tf.train.get_or_create_global_step()
+      rate = optimization.learning_rate(
+          self.run.get("learning_rate_schedule"), self.total_steps,
+          tf.train.get_or_create_global_step())
       graph = mtf.Graph()
       loss = self.loss(mtf.Mesh(graph, "variables"), "train")
       trained = graph.trainable_variables
@@ -237,8 +258,13 @@ class ConfiguredModel:
       pairs = [(gradient, variable)
                for gradient, variable in zip(gradients, trained)
                if is_trained(variable)]
-      if pairs:
-        optimizer(learning_rate=1.0).apply_grads(*map(list, zip(*pairs)))
+      if not pairs:
+        raise ValueError(
+            "run.variable_filter = "
+            f"{self.run.get('variable_filter')!r} finds no variable to train: "
+            f"give a part of the names of some, such as {trained[0].name!r}, "
+            "or None for all of them.")
+      optimization.apply(optimizer, rate, *map(list, zip(*pairs)))
     return tf_graph
 
 
@@ -247,7 +273,7 @@ def _variable_filter(given):
   if given is None:
     return lambda variable: True
   if callable(given):
-    return given
+    return functools.partial(_asked, given)
   try:
     pattern = re.compile(given)
   except (re.error, TypeError) as error:
@@ -256,6 +282,17 @@ def _variable_filter(given):
         "give one that finds the names of the variables to train, or None for "
         "all of them.") from error
   return lambda variable: pattern.search(variable.name)
+
+
+def _asked(variable_filter, variable):
+  """What a function of the user says of a variable."""
+  try:
+    return variable_filter(variable)
+  except Exception as error:  # It may be anybody's.
+    raise ValueError(
+        f"run.variable_filter = {variable_filter!r} fails for {variable.name} "
+        f"({type(error).__name__}: {error}): give a function of a variable of "
+        "mesh_tensorflow, or a regular expression.") from error
 
 
 def _check_vocabulary(vocabulary):

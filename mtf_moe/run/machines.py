@@ -3,6 +3,8 @@
 import json
 import os
 
+import tensorflow.compat.v1 as tf
+
 _VARIABLE = "TF_CONFIG"
 
 
@@ -34,6 +36,31 @@ def check_only_one():
     raise ValueError(
         f"the environment variable {_VARIABLE} = {shown!r} has {key!r}, for "
         f"work on several machines. {remedy}")
+
+
+def check_tpu(tpu: str | None, zone: str | None, project: str | None):
+  """Sees that a TPU is found, as it will be when the run begins.
+
+  Args:
+    tpu: the value of --tpu; without one, nothing is looked for.
+    zone: that of --tpu_zone.
+    project: that of --gcp_project.
+
+  Raises:
+    ValueError: if there is none of this name.
+  """
+  if not tpu:
+    return
+  try:
+    tf.distribute.cluster_resolver.TPUClusterResolver(
+        tpu, zone=zone, project=project).master()
+  except Exception as error:  # Of the network, or of Google's client.
+    raise ValueError(
+        f"--tpu={tpu} was not found ({type(error).__name__}: "
+        f"{str(error).partition(chr(10))[0]}): give the name of a Cloud TPU, "
+        "with --tpu_zone and --gcp_project where it is elsewhere, or its "
+        "address, such as grpc://10.0.0.2:8470; without --tpu, this machine "
+        "computes.") from error
 
 
 def _about_others(config):

@@ -6,6 +6,7 @@ No name is taken for a pattern here, and no file for what its name says.
 import os
 import re
 import stat
+import tempfile
 
 import tensorflow.compat.v1 as tf
 
@@ -35,7 +36,9 @@ def usable(path: str, parameter: str) -> str:
   given = f"{parameter}={path}"
   if not path or "\0" in path or not _encodes(path):
     raise ValueError(f"{given!r} is no path: give that of a directory.")
-  if not is_remote(path):
+  if is_remote(path):
+    _check_scheme(path, given)
+  else:
     path = _plain(os.path.expanduser(path))
   found = _WILDCARDS.search(path)
   if found:
@@ -45,6 +48,63 @@ def usable(path: str, parameter: str) -> str:
         "other directories for its own. Choose a path without * ? [ \\ and "
         "line ends in it.")
   return path.rstrip("/") or "/"
+
+
+def _check_scheme(path, given):
+  """Raises ValueError for a file system that TensorFlow does not have."""
+  schemes = tf.io.gfile.get_registered_schemes()
+  scheme, _, _ = path.partition("://")
+  if scheme not in schemes:
+    known = ", ".join(sorted(f"{name}://" for name in schemes if name))
+    raise ValueError(
+        f"{given!r} is in a file system that TensorFlow does not have: give a "
+        f"path of this machine, or with one of {known} (the package "
+        "tensorflow-io has others).")
+
+
+def obstacle(path: str) -> str | None:
+  """Why nothing can be written at a path, or made on the way there.
+
+  Args:
+    path: a string, a directory of this machine that may not exist.
+
+  Returns:
+    a string, such as "/proc: No such file or directory"; None if it can
+  """
+  # What is to be made is made in the first of these that is there.
+  there = path
+  while not os.path.lexists(there):
+    there = os.path.dirname(there) or "."
+  try:
+    # Some that claim to be writable are not, such as /proc for root.
+    with tempfile.TemporaryFile(dir=there):
+      return None
+  except OSError as error:
+    return f"{there}: {error.strerror}"
+
+
+def check_new_file(path: str, parameter: str):
+  """Sees that a file may be written there, under this name or a longer one.
+
+  Args:
+    path: a string, as the user gave it.
+    parameter: what the user calls it.
+
+  Raises:
+    ValueError: if it is no name of a file, or in no directory that is there.
+  """
+  remedy = 'set it to the path of a file, such as "written.txt"'
+  if not isinstance(path, str) or os.path.basename(path) in ("", ".", ".."):
+    raise ValueError(f"{parameter} = {path!r} is no path of a file: {remedy}.")
+  directory = os.path.dirname(path) or "."
+  if is_remote(path):
+    return
+  problem = (obstacle(directory) if os.path.isdir(directory)
+             else f"{directory}, which is no directory")
+  if problem is not None:
+    raise ValueError(
+        f"{parameter} = {path!r} cannot be written in {problem}: {remedy}, in "
+        "a directory that is there.")
 
 
 def _plain(path):

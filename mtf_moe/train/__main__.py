@@ -32,6 +32,7 @@ from mtf_moe.train import made_with
 from mtf_moe.train import model_directory
 from mtf_moe.train import preflight
 from mtf_moe.train import run_mode
+from mtf_moe.train import scoring
 from mtf_moe.train import training
 from mtf_moe.train import vocabulary
 
@@ -68,6 +69,7 @@ def main(argv):
       stack.enter_context(patches.silent_print_op())
     FLAGS.model_dir = paths.usable(FLAGS.model_dir, "--model_dir")
     machines.check_only_one()
+    machines.check_tpu(FLAGS.tpu, FLAGS.tpu_zone, FLAGS.gcp_project)
     config_files.read(below=_BINDINGS)
     console.say("checking the configuration")
     configured = preflight.check_configuration(FLAGS.model_dir)
@@ -76,6 +78,8 @@ def main(argv):
     stack.enter_context(patches.graphs_as_built())
     if run_mode.get() != "train":
       stack.enter_context(recomputation.unused())
+    if run_mode.get() in scoring.MODES:
+      stack.enter_context(scoring.giving_ids())
     if run_mode.get() in export.MODES:
       stack.enter_context(vocabulary.as_operations())
     _run()

@@ -1,7 +1,5 @@
 """Models that are exported: they go where they are told, and need no Python."""
 
-import os
-
 import gin
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
@@ -30,14 +28,11 @@ def check_path():
         "by the time.")
   usable = paths.usable(path, "run.export_path")
   if not paths.is_remote(usable):
-    # What is to be made is made in the first of these that is there.
-    there = usable
-    while not os.path.lexists(there):
-      there = os.path.dirname(there) or "."
-    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
+    obstacle = paths.obstacle(usable)
+    if obstacle is not None:
       raise ValueError(
-          f"run.export_path = {path!r} cannot be made or written in {there}: "
-          f"set it to a directory of yours, {_EXAMPLE}.")
+          f"run.export_path = {path!r} cannot be made or written in "
+          f"{obstacle}: set it to a directory of yours, {_EXAMPLE}.")
   with gin.unlock_config():
     gin.bind_parameter("utils.run.export_path", usable)
 

@@ -293,9 +293,7 @@ def _check_data_position(run, first_step):
 
 
 def _check_steps(configured, given, first_step):
-  steps = configured.run.get("train_steps", utils.auto_train_steps)
-  if callable(steps):
-    steps = steps(configured.num_sequences, configured.lengths)
+  steps = configured.train_steps
   if steps <= first_step:
     raise ValueError(
         f"run.train_steps = {steps} leaves nothing to train: the run starts at "

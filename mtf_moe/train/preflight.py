@@ -11,6 +11,7 @@ from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.run import arithmetic
+from mtf_moe.run import optimization
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import checkpoints
 from mtf_moe.train import console
@@ -52,6 +53,8 @@ def check_configuration(model_dir: str) -> ConfiguredModel | None:
     if run_mode.get() in export.MODES:
       export.check_vocabularies(configured.run.get("vocabulary"))
     _ = configured.variables  # Builds it.
+    if run_mode.get() == "train":
+      _ = configured.training_graph
   return configured
 
 
@@ -61,9 +64,32 @@ def _check_data(configured):
   dataset_fn = run.get("train_dataset_fn")
   if dataset_fn is not None and run_mode.get() in ("train", "perplexity_eval"):
     with tf.Graph().as_default():
-      dataset_fn(
+      dataset = dataset_fn(
           sequence_length=configured.lengths, vocabulary=run.get("vocabulary"),
           dataset_split=run.get("dataset_split", "train"))
+      _check_features(dataset, run.get("model_type", "bitransformer"))
+
+
+def _check_features(dataset, model_type):
+  """Sees that the data has what the type of model reads, and no more."""
+  features = getattr(dataset, "element_spec", None)
+  if not isinstance(features, dict):
+    return
+  wanted = {"targets"} if model_type == "lm" else {"inputs", "targets"}
+  there = {"inputs", "targets"} & features.keys()
+  if there == wanted:
+    return
+  remedy = ("use 'lm' for targets alone" if there == {"targets"} else
+            "use 'bitransformer', 'delimited_lm' or 'aligned' for both"
+            if there == {"inputs", "targets"} else "use other data")
+  raise ValueError(
+      f"run.model_type = {model_type!r} reads {_list(wanted)}, and the "
+      f"examples of run.train_dataset_fn have {_list(there) or 'neither'}: "
+      f"{remedy}.")
+
+
+def _list(names):
+  return " and ".join(sorted(names))
 
 
 def warn_of_wrong_products(tpu: str | None):
@@ -143,11 +169,21 @@ def find_beginning(
     a TakenOver; None where the run goes on, or begins at random
 
   Raises:
-    ValueError: if run.init_checkpoint cannot be taken over.
+    ValueError: if run.init_checkpoint cannot be taken over, or the learning
+      rate is none from there on.
   """
-  if checkpoints.newest(model_dir) is not None:
-    return None
-  return init_checkpoint.find(configured)
+  newest, taken, first_step = checkpoints.newest(model_dir), None, 0
+  if newest is not None:
+    first_step = utils.get_step_from_checkpoint_path(newest)
+  else:
+    taken = init_checkpoint.find(configured)
+    first_step = taken.beginning.step if taken else 0
+  steps = configured.train_steps
+  if first_step < steps:
+    optimization.check_rates(
+        configured.run.get("learning_rate_schedule"), configured.total_steps,
+        first_step, steps - 1)
+  return taken
 
 
 def begin(

@@ -4,11 +4,13 @@ import gin
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import configured_model
 from mtf_moe.run import paths
 from mtf_moe.train import checkpoints
 from mtf_moe.train import evaluation
 from mtf_moe.train import export
 from mtf_moe.train import sampling
+from mtf_moe.train import scoring
 
 # Those of mesh_tensorflow.transformer.utils.run.
 MODES = ("train", "perplexity_eval", "infer", "eval", "score_eval",
@@ -49,8 +51,21 @@ def check(model_dir):
     evaluation.check_options()
   if mode == "infer":
     sampling.check_prompts()
+  if mode == "score_from_strings":
+    scoring.check_strings()
   if mode in export.MODES:
     export.check_path()
+  _check_suffix()
+
+
+def _check_suffix():
+  """Sees that evaluations are written to the model directory."""
+  suffix = configured_model.bound("eval_dir_suffix")
+  if suffix is not None and (
+      not isinstance(suffix, str) or "/" in suffix or "\0" in suffix):
+    raise ValueError(
+        f"run.eval_dir_suffix = {suffix!r} is no end of a directory's name: "
+        'set it to a string without /, such as "again", or leave it out.')
 
 
 def _check_training_data():
@@ -107,17 +122,46 @@ def checkpoints_read(model_dir):
     return [newest] if newest else []
   name = ("export_checkpoint_step" if mode in export.MODES
           else "eval_checkpoint_step")
-  step = _bindings("utils.run").get(name)
+  step = configured_model.bound(name)
+  if mode in export.MODES and type(step) is int and step == 0:
+    raise ValueError(
+        f"run.{name} = 0 exports the newest in mesh_tensorflow: set it to [0] "
+        "for step 0, or to -1, the newest.")
+  one_only = mode in scoring.MODES or mode in export.MODES
+  several = isinstance(step, list | tuple) and len(step) != 1
+  if one_only and (step == "all" or several):
+    raise ValueError(
+        f"run.{name} = {step!r}, and run.mode = {mode!r} reads one checkpoint: "
+        "set it to its step, or to -1, the newest.")
+  if mode in scoring.MODES and step is None:
+    raise ValueError(
+        f"run.{name} = None waits for new checkpoints without end in run.mode "
+        f"= {mode!r}: set it to -1, the newest, or to a step.")
   if step in (None, _NEWEST) or (mode in export.MODES and not step):
     # Which leaves out damaged ones: see patches.usable_checkpoints.
     newest = tf.train.latest_checkpoint(model_dir)
     return [newest] if newest else []
-  try:
+  if step == "all":
     return list(utils.get_checkpoint_iterator(step, model_dir))
-  except TypeError as error:
+  steps = step if isinstance(step, list | tuple) else [step]
+  if not steps or not all(type(one) is int for one in steps):
     raise ValueError(
         f"run.{name} = {step!r} is no step: set it to the number of one, to a "
-        'list of them, to "all", or to -1, the newest.') from error
+        'list of them, to "all", or to -1, the newest.')
+  _check_steps(name, step, steps, model_dir)
+  return list(utils.get_checkpoint_iterator(step, model_dir))
+
+
+def _check_steps(name, given, steps, model_dir):
+  """Sees that these checkpoints are there, and not only others near them."""
+  there = {utils.get_step_from_checkpoint_path(path): path
+           for path in utils.get_checkpoint_iterator("all", model_dir)}
+  missing = [step for step in steps if step not in there]
+  if missing:
+    raise ValueError(
+        f"run.{name} = {given!r}: --model_dir={model_dir} holds no checkpoint "
+        f"of step {', '.join(map(str, missing))} that can be used. It has "
+        f"{', '.join(map(str, there))}: choose of these, or -1, the newest.")
 
 
 def _bindings(name):

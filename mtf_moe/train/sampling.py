@@ -4,6 +4,8 @@ import gin
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import paths
+
 
 @gin.configurable(module="mtf_moe")
 def continue_prompts(
@@ -60,6 +62,9 @@ def check_prompts():
   decode_fn = gin.get_bindings("infer_model").get("decode_fn")
   if decode_fn is not continue_prompts:
     return
+  filename = gin.get_bindings("mtf_moe.continue_prompts").get("output_filename")
+  if filename is not None:
+    paths.check_new_file(filename, "continue_prompts.output_filename")
   run = gin.get_bindings("utils.run")
   _checked_prompts(
       gin.get_bindings("mtf_moe.continue_prompts").get("prompts"),

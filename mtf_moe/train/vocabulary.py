@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.run import mistakes
+from mtf_moe.run import paths
 from mtf_moe.train import sentencepiece_graph
 from mtf_moe.train import text_files
 
@@ -241,11 +242,13 @@ def train_sentencepiece(files, model_path, vocab_size, num_threads=2):
 
   Raises:
     ImportError: sentencepiece is not installed.
-    ValueError: files are missing or not UTF-8, or vocab_size is too small or
-      too large for the text.
+    ValueError: files are missing or not UTF-8, vocab_size is too small or too
+      large for the text, or model_path cannot be written, or holds a file that
+      is no SentencePiece model, which is left as it is.
   """
   sentencepiece = _import_sentencepiece()
   documents = text_files.read_documents(files, "train_sentencepiece: files")
+  _check_model_path(model_path, documents)
   lines = (line for document in documents
            for line in document.text.split("\n") if line)
   model = io.BytesIO()
@@ -276,6 +279,40 @@ def train_sentencepiece(files, model_path, vocab_size, num_threads=2):
         "300 to 400 ids, and only a long text carries a large vocabulary."
         ) from error
   _write_atomically(model_path, model.getvalue())
+
+
+def _check_model_path(path, documents):
+  """Sees that a model can be written there, and replaces no other file."""
+  given = f"model_path (--model) = {path!r}"
+  remedy = 'give the path of a new file, such as "text.model"'
+  if not path or os.path.isdir(path) or path.endswith(os.sep):
+    raise ValueError(f"{given} is no path of a file: {remedy}.")
+  if os.path.lexists(path):
+    for document in documents:
+      if os.path.exists(path) and os.path.samefile(path, document.path):
+        raise ValueError(
+            f"{given} is one of the files to train on (--files), "
+            f"{document.path}, which it would replace: {remedy}.")
+    if not _is_sentencepiece_model(path):
+      raise ValueError(
+          f"{given} is there already, and is no SentencePiece model, so it is "
+          f"not replaced: {remedy}.")
+  obstacle = paths.obstacle(os.path.dirname(os.path.abspath(path)))
+  if obstacle is not None:
+    raise ValueError(f"{given} cannot be written in {obstacle}: {remedy}.")
+
+
+def _is_sentencepiece_model(path):
+  """Whether a file is one, of whatever kind."""
+  if not os.path.isfile(path):
+    return False
+  with open(path, "rb") as f:
+    model_proto = f.read()
+  try:
+    return _import_sentencepiece().SentencePieceProcessor(
+        ).LoadFromSerializedProto(model_proto)
+  except RuntimeError:
+    return False
 
 
 def _write_atomically(path, data):

@@ -160,6 +160,15 @@ def test_mistakes_are_told_in_a_line(arguments, status, message, capsys):
   assert line.startswith(f"mtf_moe.run: {message}")
 
 
+def test_files_that_python_does_not_run(directory, capsys):
+  (directory / "empty").mkdir()
+  _write(directory / "program", "#!/bin/sh\necho 1\n")
+  for name in ["./empty", "./program"]:
+    assert _status(name) == 1
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"mtf_moe.run: {name} is no module")
+
+
 def test_what_a_program_lacks_is_its_own_error(directory):
   _write(directory / "nine" / "__init__.py", "import no_such_module")
   _write(directory / "nine" / "main.py", "")

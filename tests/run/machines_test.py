@@ -36,3 +36,11 @@ def test_others_are_refused(text, said, monkeypatch):
   message = str(refused.value)
   assert message.endswith("unset TF_CONFIG.")
   assert len(message) < 500 and "\n" not in message
+
+
+def test_a_tpu_that_is_not_there():
+  with pytest.raises(ValueError, match=(
+      r"^--tpu=nothere was not found .*: give the name of a Cloud TPU")):
+    machines.check_tpu("nothere", None, None)
+  machines.check_tpu("grpc://10.0.0.2:8470", None, None)
+  machines.check_tpu(None, None, None)

@@ -24,6 +24,13 @@ def test_what_is_no_path(path):
   str(said.value).encode("utf-8")
 
 
+def test_a_file_system_that_is_not_there():
+  with pytest.raises(ValueError, match=(
+      r"^'--model_dir=s3://x' is in a file system that TensorFlow does not have"
+      ": give .*, or with one of file://, gs://")):
+    paths.usable("s3://x", "--model_dir")
+
+
 @pytest.mark.parametrize("path, expected", [
     ("a", "a"), ("a/", "a"), ("a//", "a"), ("/", "/"), ("a/../b", "b"),
     ("a..b/...", "a..b/..."), ("a b\t]{c}ü", "a b\t]{c}ü"), ("./~", "./~"),

@@ -150,15 +150,15 @@ def test_another_model_is_refused(number, trained, heard):
 @pytest.mark.parametrize("mode", [
     "infer", "score_from_strings", "export_infer", "eval"])
 def test_in_every_mode(mode, trained):
-  more = {
-      "eval": [
-          "run.sequence_length = None", "run.perplexity_eval_steps = None"],
-      "export_infer": [f"run.export_path = '{trained.directory}/exported'"],
-  }.get(mode, [])
+  lengths = ["run.sequence_length = None"] if mode == "eval" else []
   with pytest.raises(ValueError, match=r"MoE2D\.moe_gating = 'switch'"):
     check(trained, f"run.mode = '{mode}'", "MoE2D.moe_gating = 'switch'",
-          "run.eval_checkpoint_step = 1",
-          "continue_prompts.prompts = ['abc']", *more,
+          "run.eval_checkpoint_step = 2", "run.perplexity_eval_steps = 1",
+          f"run.export_path = '{trained.directory}'",
+          "continue_prompts.prompts = ['abc']",
+          "score_from_strings.inputs = None",
+          "score_from_strings.targets = ['abc']",
+          "score_from_strings.score_postprocess_fn = @save_scores", *lengths,
           files=["runs/sample.gin"] if mode == "infer" else [])
 
 

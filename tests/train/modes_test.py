@@ -221,10 +221,10 @@ def test_score_from_strings(encoder_decoder):
         f"score_from_strings.inputs = {NUMBERS}",
         f"score_from_strings.targets = {WORDS * len(NUMBERS)}",
         "score_from_strings.score_postprocess_fn = @save_scores",
-        # It takes texts for ids, which they are on a TPU only.
-        "save_scores.save_example_text = False",
         f"save_scores.scores_filename = '{filename}'")
     scores[mesh] = np.loadtxt(f"{filename}.scores").reshape(4, 4)
+    with open(f"{filename}.targets") as f:
+      assert f.read().split("\n")[:-1] == WORDS * len(NUMBERS)
   right = np.eye(4, dtype=bool)
   assert scores[ONE_SLICE][right].min() > math.log(0.5)
   assert scores[ONE_SLICE][~right].max() < math.log(0.01)

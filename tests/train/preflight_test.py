@@ -13,6 +13,18 @@ from mtf_moe.train import preflight
 from tests import gin_config
 from tests import harness
 
+
+@gin.configurable(module="tests")
+def pairs(**unused_kwargs):
+  """Examples with both features."""
+  return tf.data.Dataset.from_tensors({"inputs": [1], "targets": [1]})
+
+
+@gin.configurable(module="tests")
+def no_filter(variable):
+  raise KeyError(variable.name)
+
+
 LAYER = "transformer/block_000/layer_001/MoE2D"
 
 
@@ -131,3 +143,91 @@ def test_right_products_of_bfloat16_are_not(caplog):
   gin.parse_config("get_variable_dtype.activation_dtype = 'bfloat16'")
   preflight.warn_of_wrong_products(None)
   assert not caplog.text
+
+
+def begin(text, model_dir, *bindings):
+  gin_config.parse(
+      ["models/lm_tiny.gin", "meshes/cpu_1.gin", "data/bytes.gin"],
+      [f"TextFiles.glob = '{text}'", "TextFiles.held_out = 0.5",
+       "num_layers = 1", "run.train_steps = 10", *bindings])
+  preflight.find_beginning(
+      str(model_dir), preflight.check_configuration(str(model_dir)))
+
+
+SCHEDULES = "run.learning_rate_schedule = @learning_rate_schedules"
+ADAFACTOR = "run.optimizer = @optimize.AdafactorOptimizer"
+
+
+@pytest.mark.parametrize("bindings, said", [
+    (["run.variable_filter = '('"], r"run\.variable_filter = '\(' is no reg"),
+    (["run.variable_filter = 'nothing'"],
+     r"variable_filter = 'nothing' finds no variable to train: give a part"),
+    (["run.variable_filter = @tests.no_filter"],
+     r"variable_filter = .*no_filter.* fails for .*KeyError"),
+    (["optimize.AdafactorOptimizer.decay_rate = 'x'"],
+     f"{ADAFACTOR} cannot train .*TypeError.*: correct the parameters"),
+    (["optimize.AdafactorOptimizer.clipping_threshold = 0"],
+     f"{ADAFACTOR} cannot train .*ZeroDivisionError"),
+    (["run.optimizer = @mtf_moe.MoE2D"],
+     r"run\.optimizer = @mtf_moe.MoE2D cannot train .*TypeError"),
+    (["run.optimizer = @optimize.MomentumOptimizer"],
+     r"MomentumOptimizer cannot train .* lacks a value .* set its 'momentum'"),
+    (["run.optimizer = @optimize.SgdOptimizer",
+      "run.learning_rate_schedule = None"],
+     "schedule = None, and run.optimizer = @optimize.SgdOptimizer has no "),
+    (["run.learning_rate_schedule = @mtf_moe.held_out_steps"],
+     "schedule = @mtf_moe.held_out_steps gives no learning rate .TypeError"),
+    (["run.learning_rate_schedule = [0.01, @mtf_moe.MoE2D]"],
+     r"schedule = \[0.01, @mtf_moe.MoE2D\] gives no learning rate"),
+    (["run.learning_rate_schedule = []"], r"schedule = \[\] has no factor"),
+    ([f"{SCHEDULES}.constant_learning_rate"], "constant_learning_rate gives no "
+     "learning rate .* lacks a value .* set its 'learning_rate'"),
+    ([f"{SCHEDULES}.truncated_rsqrt", "truncated_rsqrt.warmup_steps = 0"],
+     "truncated_rsqrt is inf at step 0 of 10"),
+    ([f"{SCHEDULES}.learning_rate_schedule_noam",
+      "learning_rate_schedule_noam.warmup_steps = 0"], "noam is inf at step 0"),
+    ([f"{SCHEDULES}.linear_warmup", "linear_warmup.steps_or_fraction = 0"],
+     "linear_warmup is nan at step 0"),
+    ([f"{SCHEDULES}.linear_decay", "run.total_run_steps = 5"],
+     "linear_decay is -8.0 at step 9 of 5"),
+])
+def test_optimizers_and_schedules_that_cannot_train(
+    text, tmp_path, bindings, said):
+  with pytest.raises(ValueError, match=said):
+    begin(text, tmp_path / "model", *bindings)
+  assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("bindings", [
+    [f"{SCHEDULES}.linear_warmup"], [f"{SCHEDULES}.linear_decay"],
+    [f"{SCHEDULES}.slanted_triangular"],
+    ["run.learning_rate_schedule = [0.1, @linear_warmup, @truncated_rsqrt]"],
+    ["run.learning_rate_schedule = None"],
+    ["run.learning_rate_schedule = 0.5", "run.variable_filter = 'wi'"]])
+def test_optimizers_and_schedules_that_train(text, tmp_path, bindings):
+  begin(text, tmp_path / "model", *bindings)
+
+
+def test_a_schedule_counts_from_where_the_run_goes_on(text, tmp_path):
+  save_checkpoint(tmp_path, {"variable": []})
+  product = "learning_rate_schedules.product_learning_rate"
+  late = [f"run.learning_rate_schedule = @{product}",
+          f"{product}.factors = [@linear_warmup]", f"{product}.offset = 7"]
+  begin(text, tmp_path, *late)
+  with pytest.raises(ValueError, match="at step 0 of 10"):
+    begin(text, tmp_path / "new", *late)
+
+
+@pytest.mark.parametrize("kind", ["bitransformer", "aligned", "delimited_lm"])
+def test_a_model_that_the_data_does_not_serve(kind, text):
+  with pytest.raises(ValueError, match=(
+      rf"run\.model_type = '{kind}' reads inputs and targets, .* of run\."
+      r"train_dataset_fn have targets: use 'lm'")):
+    check(text, f"run.model_type = '{kind}'")
+
+
+def test_a_model_of_two(text):
+  with pytest.raises(ValueError, match=(
+      r"run\.model_type = 'bi_student_teacher' is not supported")):
+    check(text, "run.model_type = 'bi_student_teacher'", "run.mode = 'train'",
+          "run.train_dataset_fn = @tests.pairs")

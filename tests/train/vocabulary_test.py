@@ -201,6 +201,31 @@ def test_a_vocabulary_that_does_not_suit_the_text(
   assert not list(tmp_path.iterdir())
 
 
+def test_no_file_is_replaced_but_a_model(text_file, model_path, tmp_path):
+  pytest.importorskip("sentencepiece")
+  text, other = tmp_path / "a.txt", tmp_path / "other"
+  with open(text_file, "rb") as f:
+    text.write_bytes(f.read())
+  other.write_text("Something of mine.")
+  (tmp_path / "link").symlink_to(text)
+  before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+  for path, said in [
+      (text, "is one of the files to train on"),
+      (tmp_path / "link", "is one of the files"),
+      (tmp_path / "." / ".." / tmp_path.name / "a.txt", "is one of the files"),
+      (other, "is there already, and is no SentencePiece model"),
+      (text / "v", rf"cannot be written in {text}: Not a directory"),
+      ("", "is no path of a file"), (".", "is no path of a file")]:
+    with pytest.raises(ValueError, match=rf"\(--model\) = .*{said}"):
+      train_sentencepiece(str(text), str(path), vocab_size=300)
+  assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+  model = tmp_path / "model"
+  with open(model_path, "rb") as f:
+    model.write_bytes(f.read())
+  train_sentencepiece(str(text), str(model), vocab_size=290)
+  assert SentencePieceVocabulary(str(model)).vocab_size == 290
+
+
 def test_missing_or_broken_model_file(tmp_path):
   pytest.importorskip("sentencepiece")
   for path in (str(tmp_path / "none.model"), str(tmp_path), "", None):
