@@ -5,7 +5,6 @@ a run, and for counting what one would cost.
 """
 
 from collections.abc import Sequence
-import copy
 import dataclasses
 import functools
 import math
@@ -273,8 +272,7 @@ def bound(name: str):
 
   Of the others none is looked at: they may be about to ask for this one.
   """
-  run = gin.get_bindings("utils.run", resolve_references=False)
-  return copy.deepcopy(run.get(name))  # Which is how gin follows references.
+  return gin_values.bound("utils.run", name)
 
 
 def batch_size() -> int:

@@ -1,6 +1,7 @@
 """What parameters of gin were, by name, in a form that can be kept."""
 
 import contextlib
+import copy
 from typing import Any
 
 import gin
@@ -59,6 +60,22 @@ def described(value: Any) -> Any:
     return f"{value.__module__}.{name}"
   text = repr(value)
   return type(value).__qualname__ if " at 0x" in text else text
+
+
+def bound(configurable: str, parameter: str, default: Any = None) -> Any:
+  """The value that gin binds to one parameter, as a call would get it.
+
+  Macros are followed, and functions called that are written with parentheses.
+  Of other parameters none is looked at: they may be about to ask for this one.
+
+  Args:
+    configurable: its name.
+    parameter: its name.
+    default: what to return where nothing is bound.
+  """
+  bindings = gin.get_bindings(configurable, resolve_references=False)
+  # Which is how gin follows references.
+  return copy.deepcopy(bindings.get(parameter, default))
 
 
 def macro_name(value: Any) -> str | None:

@@ -35,7 +35,7 @@ def check():
   """
   for (scope, selector), parameters in list(gin_config._CONFIG.items()):
     configurable = gin_config._REGISTRY[selector]
-    if not _is_of_packages(configurable):
+    if not is_of_packages(configurable):
       continue
     for parameter, bound in list(parameters.items()):
       value, macro = resolved(bound)
@@ -69,7 +69,7 @@ def resolved(value) -> tuple[Any, str | None]:
   return value, None
 
 
-def _is_of_packages(configurable):
+def is_of_packages(configurable):
   """Whether it is of this package or of mesh_tensorflow."""
   return configurable.wrapped.__module__.partition(".")[0] in _PACKAGES
 
@@ -153,7 +153,7 @@ def _check_parentheses(configurable_name, parameter, name, bound):
   value, _ = resolved(bound)
   for one in value if isinstance(value, list) else [value]:
     if not (isinstance(one, gin_config.ConfigurableReference)
-            and _is_of_packages(one.configurable)):
+            and is_of_packages(one.configurable)):
       continue
     if key in _FUNCTIONS and one.evaluate:
       raise ValueError(

@@ -18,6 +18,7 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe.run import gin_values
 from mtf_moe.run import paths
+from mtf_moe.run import values
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import console
 from mtf_moe.train import fingerprints
@@ -145,8 +146,8 @@ def read(model_dir: str) -> Record | None:
   try:
     text = paths.read_text(path)
     return None if text is None else _record(json.loads(text))
-  except (AttributeError, KeyError, OSError, RecursionError, TypeError,
-          ValueError, tf.errors.OpError) as error:
+  except (AttributeError, KeyError, OSError, OverflowError, RecursionError,
+          TypeError, ValueError, tf.errors.OpError) as error:
     console.warn(
         f"{path} cannot be read ({str(error).splitlines()[0]}), so that only "
         "variables are compared with the checkpoint")
@@ -182,12 +183,12 @@ def _model(configured, run):
   """The parameters of the model: known ones, and the user's own."""
   calls = configured.parameters if configured is not None else {}
   known, own = {"run.model_type": run.get("model_type", "bitransformer")}, {}
-  for call, values in calls.items():
+  for call, parameters in calls.items():
     scope, _, selector = call.rpartition("/")
     kind = known if selector.startswith(_KNOWN) else own
     name = "/".join(filter(None, [scope, selector.rpartition(".")[2]]))
     kind.update({f"{name}.{parameter}": gin_values.described(value)
-                 for parameter, value in values.items()})
+                 for parameter, value in parameters.items()})
   return known, own
 
 
@@ -207,7 +208,7 @@ def _vocabulary(vocabulary):
 
 def _data(run):
   """Of modes that read what they were trained on, or the like of it."""
-  reference = _raw_run().get("train_dataset_fn")
+  reference, _ = values.resolved(_raw_run().get("train_dataset_fn"))
   if reference is None or run_mode.get() not in ("train", "perplexity_eval") or(
       run_mode.get() != "train" and run.get("eval_dataset_fn") is not None):
     return {}

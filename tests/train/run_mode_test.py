@@ -65,6 +65,42 @@ def test_mistakes(lines, said, trained):
     check(trained, *lines)
 
 
+def test_through_macros(trained):
+  lines = ["run.mode = %one", "one = %two", "two = 'export'",
+           "run.export_path = %path", f"path = '{trained}/exported'",
+           "run.sequence_length = %length", "length = 16"]
+  check(trained, *lines)
+  assert run_mode.get() == "export"
+  with pytest.raises(ValueError, match=r"run.export_path = None say nowhere"):
+    check(trained, *lines, "path = None")
+  with pytest.raises(ValueError, match=r"run.mode = 'x' is not known"):
+    check(trained, *lines, "two = 'x'")
+  with pytest.raises(ValueError, match=r"run.sequence_length = None, and run"):
+    check(trained, *lines, "length = None")
+
+
+def test_training_through_macros(tmp_path):
+  lines = ["run.train_dataset_fn = %data", "run.dataset_split = %split",
+           "split = 'train'", "data = @mtf_moe.text_dataset"]
+  check(tmp_path, *lines)
+  with pytest.raises(ValueError, match=r"run.train_dataset_fn is not set"):
+    check(tmp_path, *lines, "data = None")
+  with pytest.raises(ValueError, match=r"run.dataset_split = 'x' is not for"):
+    check(tmp_path, *lines, "split = 'x'")
+
+
+def test_evaluation_through_macros(trained):
+  lines = ["run.mode = 'perplexity_eval'", "evaluate.with_dropless = True",
+           "run.eval_checkpoint_step = %step", "step = -1"]
+  check(trained, *lines)
+  with pytest.raises(ValueError, match=r"waits for new checkpoints"):
+    check(trained, *lines, "step = None")
+  with pytest.raises(ValueError, match=r"held_out_steps.batch_size = 3, a"):
+    check(trained, *lines, "run.perplexity_eval_steps = %steps",
+          "steps = @mtf_moe.held_out_steps()",
+          "held_out_steps.batch_size = 3", "run.batch_size = 4")
+
+
 @pytest.mark.parametrize("path, said", [
     ("''", r"run\.export_path = '' says nowhere to export to: set it"),
     ("None", "run.export_path = None says nowhere"),
