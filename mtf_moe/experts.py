@@ -112,6 +112,10 @@ def _relu(x):
 
 def _check_activation(activation):
   """Raises unless mtf knows every activation of a gated unit."""
+  if activation in ([], ()):
+    raise ValueError(
+        f"MoE2D.activation = {activation!r} has no activation: use one such as "
+        '"relu", or "linear" for none.')
   for one in activation if isinstance(activation, list) else [activation]:
     named = isinstance(one, str) and (one == "linear" or hasattr(mtf, one))
     if not (one is None or callable(one) or named):

@@ -235,6 +235,9 @@ def _missing_file(name, message):
   """What to say of a gin file that cannot be opened."""
   where = mistakes.in_one_line(OSError(message)).partition("].")[2]
   places = [""] if os.path.isabs(name) else gin.config._LOCATION_PREFIXES
+  if not name.strip():
+    return (f"{name!r} is the name of no gin file{where}: give one, such as "
+            "--gin_file=runs/tiny.gin, or leave the flag out.")
   what = "does not exist"
   if any(os.path.isdir(os.path.join(place, name)) for place in places):
     what = "is a directory"

@@ -19,7 +19,6 @@ import tensorflow.compat.v1 as tf
 from mtf_moe.run import configured_model
 from mtf_moe.run import gin_values
 from mtf_moe.run import patches
-from mtf_moe.run import values
 from mtf_moe.train import console
 from mtf_moe.train import progress
 from mtf_moe.train import text_data
@@ -77,7 +76,7 @@ def check_options():
 def _check_held_out_steps():
   """Raises ValueError if held_out_steps is told of other batches."""
   run = gin.get_bindings("utils.run", resolve_references=False)
-  steps, _ = values.resolved(run.get("perplexity_eval_steps"))
+  steps, _ = gin_values.resolved(run.get("perplexity_eval_steps"))
   if not (isinstance(steps, gin.config.ConfigurableReference)
           and steps.configurable.wrapped is inspect.unwrap(
               text_data.held_out_steps)):

@@ -18,7 +18,6 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe.run import gin_values
 from mtf_moe.run import paths
-from mtf_moe.run import values
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import console
 from mtf_moe.train import fingerprints
@@ -160,8 +159,16 @@ def keep(model_dir: str, record: Record):
   Args:
     model_dir: a string, a directory that exists.
     record: a Record.
+
+  Raises:
+    ValueError: if a directory is in its place.
   """
   path = os.path.join(model_dir, FILE)
+  for name in (path, f"{path}.tmp"):
+    if tf.io.gfile.isdir(name):
+      raise ValueError(
+          f"{name} is a directory, and a run writes a file of that name: "
+          "remove it, or choose another --model_dir.")
   with tf.io.gfile.GFile(f"{path}.tmp", "w") as f:
     f.write(json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True,
                        default=str) + "\n")
@@ -208,7 +215,7 @@ def _vocabulary(vocabulary):
 
 def _data(run):
   """Of modes that read what they were trained on, or the like of it."""
-  reference, _ = values.resolved(_raw_run().get("train_dataset_fn"))
+  reference, _ = gin_values.resolved(_raw_run().get("train_dataset_fn"))
   if reference is None or run_mode.get() not in ("train", "perplexity_eval") or(
       run_mode.get() != "train" and run.get("eval_dataset_fn") is not None):
     return {}

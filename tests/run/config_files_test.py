@@ -112,6 +112,13 @@ def test_a_mistake_in_a_parameter(tmp_path, lines, line):
   assert said(tmp_path, *lines).startswith(line)
 
 
+def test_an_empty_name(tmp_path):
+  (tmp_path / "my.gin").write_text("include ''\n")
+  assert said(tmp_path, files=["my.gin"]) == (
+      f"'' is the name of no gin file ({tmp_path}/my.gin, line 1: include ''): "
+      "give one, such as --gin_file=runs/tiny.gin, or leave the flag out.")
+
+
 def test_a_directory(tmp_path):
   (tmp_path / "my.gin").mkdir()
   assert said(tmp_path, files=["my.gin"]) == (

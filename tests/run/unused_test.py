@@ -87,7 +87,7 @@ def test_a_binding_without_effect(line, why, warnings):
      "make_layer_stack.layers = [@BranchedEncDecAttention]"],
     # A user's own code may run anything.
     ["LocalSelfAttention.radius = 7",
-     "run.train_dataset_fn = @unused_test.of_a_user"],
+     "run.train_model_fn = @unused_test.of_a_user"],
     ["run.train_steps = 3", "MoE2D.z_loss = 0.1", "train_model.seed = 2",
      "TextFiles.glob = 'a'"],
 ])

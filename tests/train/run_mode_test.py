@@ -71,7 +71,7 @@ def test_through_macros(trained):
            "run.sequence_length = %length", "length = 16"]
   check(trained, *lines)
   assert run_mode.get() == "export"
-  with pytest.raises(ValueError, match=r"run.export_path = None say nowhere"):
+  with pytest.raises(ValueError, match=r"run.export_path = None says"):
     check(trained, *lines, "path = None")
   with pytest.raises(ValueError, match=r"run.mode = 'x' is not known"):
     check(trained, *lines, "two = 'x'")
@@ -137,6 +137,10 @@ def test_checkpoints_whose_names_are_patterns(trained):
     ([], r"continue_prompts\.prompts = None has no prompt"),
     (["continue_prompts.prompts = []"], r"prompts = \[\] has no prompt"),
     (["continue_prompts.prompts = 'none.txt'"], "'none.txt' is no file"),
+    (["continue_prompts.prompts = '/'"], "prompts = '/' has no prompt"),
+    *((["continue_prompts.prompts = " + value], "must be a list of strings, or")
+      for value in ("3", "[3]", "[None]", "['a', ['b']]", "[b'a']", "{'a': 1}",
+                    "True", "b'a'")),
     ([PROMPTS, "sequence_length = 3"],
      r"number 2, 'four', has 4 tokens, .*sequence_length is 3\..* 4 or more"),
     ([PROMPTS, "run.sequence_length = {'inputs': 3, 'targets': 9}"],
@@ -149,6 +153,13 @@ def test_prompts_that_do_not_fit(lines, said, trained):
   lines = ["run.model_type = 'lm'", *lines]
   with pytest.raises(ValueError, match=said):
     check(trained, *lines, files=["runs/sample.gin"])
+
+
+def test_prompts_that_are_no_text(trained):
+  (trained / "prompts.txt").write_bytes("Größe".encode("cp1252"))
+  with pytest.raises(ValueError, match=r"prompts\.txt' is no text in UTF-8"):
+    check(trained, f"continue_prompts.prompts = '{trained}/prompts.txt'",
+          files=["runs/sample.gin"])
 
 
 def test_prompts_that_fit(trained):

@@ -284,6 +284,7 @@ def test_impossible_divisions(write, held_out, message):
                       r"current directory"),
     ("", r"TextFiles\.glob='' names no file"),
     ([], r"TextFiles\.glob=\(\) names no file"),
+    (["a.txt", 3], r"TextFiles\.glob=\('a.txt', 3\) names no file"),
     (1815, r"TextFiles\.glob=1815 names no file"),
     ("package:no_such_package/*.txt", "'no_such_package', which is not inst"),
     ("package:/etc/*.txt", "package '', which is not installed"),
