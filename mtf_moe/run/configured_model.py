@@ -67,7 +67,7 @@ class ConfiguredModel:
     if mesh_shape is None:
       layouts.check_is_set()
     run = gin.get_bindings("utils.run")
-    _check_vocabulary(run.get("vocabulary"))
+    check_vocabulary(run.get("vocabulary"))
     if outer_batch_size is None:
       outer_batch_size = gin.get_bindings("tpu_estimator_model_fn").get(
           "outer_batch_size", 1)
@@ -257,8 +257,8 @@ def _variable_filter(given):
   return lambda variable: pattern.search(variable.name)
 
 
-def _check_vocabulary(vocabulary):
-  """Raises ValueError if a model cannot be made for it."""
+def check_vocabulary(vocabulary):
+  """Raises ValueError if a model cannot be made for what run.vocabulary is."""
   for one in vocabulary if isinstance(vocabulary, tuple) else [vocabulary]:
     if not hasattr(one, "vocab_size"):
       raise ValueError(

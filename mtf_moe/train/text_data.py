@@ -216,8 +216,15 @@ def _encode_parts(files, vocabulary, length):
   # Most vocabularies fit into 16 bits, which halves the memory.
   dtype = np.min_scalar_type(vocabulary.vocab_size)
   def encode(document):
-    ids = [*vocabulary.encode(document.text), vocabulary_lib.EOS_ID]
-    return np.array(ids, dtype)
+    try:
+      ids = vocabulary.encode(document.text)
+    except NotImplementedError as error:
+      raise ValueError(
+          f"run.vocabulary is a {type(vocabulary).__name__}, which does not "
+          "encode text: give it a method `encode`, or use "
+          "@mtf_moe.ByteVocabulary().") from error
+    return np.array([*ids, vocabulary_lib.EOS_ID], dtype)
+
   parts = {name: _EncodedPart(documents, list(map(encode, documents)))
            for name, documents in zip((TRAIN, HELD_OUT), files.read(),
                                       strict=True)}

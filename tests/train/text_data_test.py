@@ -7,6 +7,7 @@ import os
 import gin
 from mesh_tensorflow.transformer import dataset as mtf_dataset
 from mesh_tensorflow.transformer import utils
+from mesh_tensorflow.transformer import vocabulary as mtf_vocabulary
 import pytest
 import tensorflow.compat.v1 as tf
 
@@ -277,6 +278,15 @@ def test_impossible_divisions(write, held_out, message):
   pattern = write(f1="a" * 13, f2="b" * 12)  # 4% of 25 is 1 character.
   with pytest.raises(ValueError, match=message):
     _targets(TextFiles(pattern, held_out=held_out), "train", 4)
+
+
+def test_a_vocabulary_that_does_not_encode(write):
+  class Silent(mtf_vocabulary.Vocabulary):
+    vocab_size = 259
+
+  with pytest.raises(ValueError, match=r"run\.vocabulary is a Silent, whi"):
+    text_data.text_dataset(
+        4, Silent(), "train", TextFiles(write(f1="abcdefgh")))
 
 
 @pytest.mark.parametrize(("pattern", "message"), [
