@@ -169,12 +169,15 @@ def held_out_steps(batch_size=None, vocabulary=None, sequence_length=None,
   Raises:
     ValueError: batch_size is not a positive integer; and as `text_dataset`.
   """
+  if sequence_length is None:
+    sequence_length = configured_model.bound("sequence_length")
+  if sequence_length is None and configured_model.bound("mode") in (
+      "eval", "score_eval"):
+    return 1  # Data decides the length, and nobody uses this.
   if batch_size is None:
     batch_size = configured_model.batch_size()
   if vocabulary is None:
     vocabulary = configured_model.bound("vocabulary")
-  if sequence_length is None:
-    sequence_length = configured_model.bound("sequence_length")
   if not _is_positive_integer(batch_size):
     raise ValueError(
         f"held_out_steps.batch_size={batch_size!r} is not allowed: give a "

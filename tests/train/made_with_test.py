@@ -153,7 +153,7 @@ def test_in_every_mode(mode, trained):
   lengths = ["run.sequence_length = None"] if mode == "eval" else []
   with pytest.raises(ValueError, match=r"MoE2D\.moe_gating = 'switch'"):
     check(trained, f"run.mode = '{mode}'", "MoE2D.moe_gating = 'switch'",
-          "run.eval_checkpoint_step = 1",
+          "run.eval_checkpoint_step = 1", "run.export_path = 'exported'",
           "continue_prompts.prompts = ['abc']", *lengths,
           files=["runs/sample.gin"] if mode == "infer" else [])
 
