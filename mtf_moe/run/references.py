@@ -23,10 +23,19 @@ _FUNCTIONS = ("run.optimizer", "run.learning_rate_schedule",
 _OBJECTS = ("run.vocabulary", "run.predict_fn", "run.perplexity_eval_steps",
             "run.mesh_shape", "held_out_steps.vocabulary", "text_dataset.files",
             "held_out_steps.files")
+# Of classes of the packages: what they must have for what they are given for.
+_NEEDED = {"run.optimizer": "apply_grads", "run.vocabulary": "encode",
+           "held_out_steps.vocabulary": "encode", "text_dataset.files": "read",
+           "held_out_steps.files": "read"}
+_EXAMPLES = {"apply_grads": "@optimize.AdafactorOptimizer",
+             "encode": "@mtf_moe.ByteVocabulary()",
+             "read": "@mtf_moe.TextFiles()"}
 
 
-def check_parentheses(key: str, name: str, value: Any):
-  """Checks that functions are called by whom they are to be called.
+def check(key: str, name: str, value: Any):
+  """Checks that references are of the kind that the parameter is for.
+
+  And that functions are called by whom they are to be called.
 
   Args:
     key: the name of a parameter, without scopes and modules.
@@ -34,12 +43,18 @@ def check_parentheses(key: str, name: str, value: Any):
     value: what gin binds to it, with macros resolved.
 
   Raises:
-    ValueError: if a function is called too early, or not at all.
+    ValueError: if not, with the remedy.
   """
-  for one in value if isinstance(value, list) else [value]:
+  for one in value if isinstance(value, (list, tuple)) else [value]:
     if not (isinstance(one, _Reference)
             and gin_values.is_of_packages(one.configurable)):
       continue
+    made_by = one.configurable.wrapped
+    needed = _NEEDED.get(key)
+    if needed and inspect.isclass(made_by) and not hasattr(made_by, needed):
+      raise ValueError(
+          f"{name} = {one} is of another kind: give a class with a method "
+          f"{needed!r}, as {_EXAMPLES[needed]} has.")
     if key in _FUNCTIONS and one.evaluate:
       raise ValueError(
           f"{name} = {one} calls what the run itself is to call: write it "

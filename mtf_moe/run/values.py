@@ -42,8 +42,7 @@ def check():
     for parameter, bound in list(parameters.items()):
       value, macro = gin_values.resolved(bound)
       name = gin_config._format_binding_key(scope, selector, parameter)
-      references.check_parentheses(
-          f"{configurable.name}.{parameter}", name, value)
+      references.check(f"{configurable.name}.{parameter}", name, value)
       accepted = _accepted(configurable, parameter, value, name, macro)
       if accepted is not value:
         gin.bind_parameter(

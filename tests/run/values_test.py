@@ -148,6 +148,11 @@ def test_switches_are_on_or_off(name, value):
     ("run.optimizer = @optimize.AdafactorOptimizer()", "without parentheses, "
      "@optimize.AdafactorOptimizer"),
     ("run.train_dataset_fn = @mtf_moe.text_dataset()", "without parentheses"),
+    ("run.vocabulary = @mtf_moe.TextFiles()", "another kind: .*'encode'"),
+    ("run.vocabulary = (@mtf_moe.ByteVocabulary(), @mtf_moe.TextFiles())",
+     "another kind: .*'encode'"),
+    ("text_dataset.files = @mtf_moe.ByteVocabulary()", "kind: .*'read'"),
+    ("run.optimizer = @mtf_moe.MoE2D", "another kind: .*'apply_grads', as @op"),
     ("text_dataset.files = @mtf_moe.TextFiles", r"with .*mtf_moe.TextFiles\("),
     ("make_layer_stack.layers = [@mtf_moe.MoE2D()]", "without parentheses"),
 ])

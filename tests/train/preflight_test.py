@@ -54,6 +54,9 @@ def test_a_good_configuration_passes(text, tmp_path):
     (["MoE2D.hidden_size = -1"], r"MoE2D\.hidden_size = -1"),
     (["MoE2D.capacity_factor_train = 0"], "MoE2D.capacity_factor_train = 0"),
     (["MoE2D.activation = []"], r"MoE2D\.activation = \[\] has no activation"),
+    *(([f"MoE2D.activation = ['relu', '{name}']"],
+       rf"MoE2D\.activation = '{name}' is not an activation of mtf")
+      for name in ("Tensor", "einsum", "reduce_sum", "softmax", "ops")),
     (["MoE2D.activation = 'rleu'"], r"MoE2D\.activation = 'rleu'.*\"relu\""),
     (["TextFiles.glob = 'no/such/*.txt'"],
      r"TextFiles\.glob='no/such/\*\.txt' matches no file"),
