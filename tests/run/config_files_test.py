@@ -49,7 +49,7 @@ def test_without_a_parameter(tmp_path):
 
 @pytest.mark.parametrize("end", ["\r", "\r\n"])
 def test_other_ends_of_lines(tmp_path, end):
-  text = end.join(["# Mine", "run.mode = 'eval'", "run.train_steps = (", "3)"])
+  text = end.join(["run.mode = 'eval'", "# Mine", "run.train_steps = (", "3)"])
   (tmp_path / "my.gin").write_bytes(text.encode())
   read(tmp_path, files=["my.gin"])
   assert gin.query_parameter("run.train_steps") == 3
