@@ -5,6 +5,7 @@ Any callable with the signature of `feed_forward` can take its place, as
 """
 
 import functools
+import inspect
 
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
@@ -110,10 +111,26 @@ def _relu(x):
   return mtf.cwise(tf.nn.relu, [x], grad_function=gradient, name="relu")
 
 
+def _takes_one(name):
+  """Whether a name is that of a function of mtf from x to what has its shape.
+  """
+  function = getattr(mtf, name, None)
+  if not inspect.isfunction(function):
+    return False
+  parameters = inspect.signature(function).parameters
+  needed = [parameter.name for parameter in parameters.values()
+            if parameter.default is parameter.empty]
+  return needed == ["x"] and "output_shape" not in parameters
+
+
 def _check_activation(activation):
   """Raises unless mtf knows every activation of a gated unit."""
+  if activation in ([], ()):
+    raise ValueError(
+        f"MoE2D.activation = {activation!r} has no activation: use one such as "
+        '"relu", or "linear" for none.')
   for one in activation if isinstance(activation, list) else [activation]:
-    named = isinstance(one, str) and (one == "linear" or hasattr(mtf, one))
+    named = isinstance(one, str) and (one == "linear" or _takes_one(one))
     if not (one is None or callable(one) or named):
       raise ValueError(
           f"MoE2D.activation = {one!r} is not an activation of mtf: use one "

@@ -120,8 +120,9 @@ def readable_files(sources: list[unused.Source]):
   """
   readers = gin.config._FILE_READERS
   before = list(readers)
+  reading = []
   readers[:] = [
-      (functools.partial(_opened, reader, sources),
+      (functools.partial(_opened, reader, sources, reading),
        functools.partial(_is_file, exists))
       for reader, exists in before]
   try:
@@ -136,14 +137,19 @@ def _is_file(exists, path):
 
 
 @contextlib.contextmanager
-def _opened(reader, sources, path):
+def _opened(reader, sources, reading, path):
   """A gin file, as gin reads it.
 
   Args:
     reader: what gin would have opened it with.
     sources: a list of the files that are read.
+    reading: a list of the files that are open: each includes the next.
     path: its name.
   """
+  file_read = os.path.realpath(path)
+  if file_read in reading:
+    raise ValueError(
+        f"the gin file {path} includes itself: remove the `include`.")
   with reader(path) as file:
     try:
       # In UTF-8, whatever this machine writes by itself.
@@ -155,13 +161,15 @@ def _opened(reader, sources, path):
       raise ValueError(
           f"the gin file {path} is not text in UTF-8: {error}. Save it as "
           "UTF-8.") from error
-  file = io.StringIO(text, newline=None)
+  file = io.StringIO(text, newline=None)  # Ends all lines in the same way.
   file.name = path
   sources.append(unused.Source(
-      path, text, is_file=True,
+      path, file.getvalue(), is_file=True,
       is_of_user=not os.path.abspath(path).startswith(_NOT_OF_THE_USER)))
+  reading.append(file_read)
   with _readable_syntax_errors(path):
     yield file
+  reading.remove(file_read)
 
 
 @contextlib.contextmanager
@@ -227,6 +235,9 @@ def _missing_file(name, message):
   """What to say of a gin file that cannot be opened."""
   where = mistakes.in_one_line(OSError(message)).partition("].")[2]
   places = [""] if os.path.isabs(name) else gin.config._LOCATION_PREFIXES
+  if not name.strip():
+    return (f"{name!r} is the name of no gin file{where}: give one, such as "
+            "--gin_file=runs/tiny.gin, or leave the flag out.")
   what = "does not exist"
   if any(os.path.isdir(os.path.join(place, name)) for place in places):
     what = "is a directory"
@@ -271,3 +282,27 @@ def _check_macros():
           raise ValueError(
               f"{where} refers to %{unset}, and nothing sets that macro: give "
               f"it a value, such as --gin_param='{unset} = ...'.")
+  for key in config:
+    _check_ends(key, [])
+
+
+def _check_ends(key, way):
+  """Raises ValueError if a value that gin works out refers to itself.
+
+  Args:
+    key: the scope and the name of a configurable, as gin has them.
+    way: a list of those that led to it.
+  """
+  if key in way:
+    circle = [*way[way.index(key):], key]
+    names = " refers to ".join(
+        f"%{scope}" if selector == "gin.macro" else
+        f"@{'/'.join(filter(None, [scope, selector]))}()"
+        for scope, selector in circle)
+    raise ValueError(
+        f"{names}, so that it has no value: give one of them a value that "
+        "refers to none of these.")
+  config = gin.config._CONFIG
+  for reference in gin.config.iterate_references(config.get(key, {})):
+    if reference.evaluate:
+      _check_ends(reference.config_key, [*way, key])

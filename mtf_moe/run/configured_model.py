@@ -5,7 +5,6 @@ a run, and for counting what one would cost.
 """
 
 from collections.abc import Sequence
-import copy
 import dataclasses
 import functools
 import math
@@ -69,7 +68,7 @@ class ConfiguredModel:
     if mesh_shape is None:
       layouts.check_is_set()
     run = gin.get_bindings("utils.run")
-    _check_vocabulary(run.get("vocabulary"))
+    check_vocabulary(run.get("vocabulary"))
     if outer_batch_size is None:
       outer_batch_size = gin.get_bindings("tpu_estimator_model_fn").get(
           "outer_batch_size", 1)
@@ -295,8 +294,8 @@ def _asked(variable_filter, variable):
         "mesh_tensorflow, or a regular expression.") from error
 
 
-def _check_vocabulary(vocabulary):
-  """Raises ValueError if a model cannot be made for it."""
+def check_vocabulary(vocabulary):
+  """Raises ValueError if a model cannot be made for what run.vocabulary is."""
   for one in vocabulary if isinstance(vocabulary, tuple) else [vocabulary]:
     if not hasattr(one, "vocab_size"):
       raise ValueError(
@@ -310,8 +309,7 @@ def bound(name: str):
 
   Of the others none is looked at: they may be about to ask for this one.
   """
-  run = gin.get_bindings("utils.run", resolve_references=False)
-  return copy.deepcopy(run.get(name))  # Which is how gin follows references.
+  return gin_values.bound("utils.run", name)
 
 
 def batch_size() -> int:

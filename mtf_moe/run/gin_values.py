@@ -1,12 +1,14 @@
 """What parameters of gin were, by name, in a form that can be kept."""
 
 import contextlib
+import copy
 from typing import Any
 
 import gin
 
 # Of these, values are neither a model's nor of interest: macros are resolved.
 _NOT_OF_MODELS = ("gin.", "mesh_tensorflow.transformer.utils.")
+_PACKAGES = ("mtf_moe", "mesh_tensorflow")
 
 
 @contextlib.contextmanager
@@ -59,6 +61,52 @@ def described(value: Any) -> Any:
     return f"{value.__module__}.{name}"
   text = repr(value)
   return type(value).__qualname__ if " at 0x" in text else text
+
+
+def bound(configurable: str, parameter: str, default: Any = None) -> Any:
+  """The value that gin binds to one parameter, as a call would get it.
+
+  Macros are followed, and functions called that are written with parentheses.
+  Of other parameters none is looked at: they may be about to ask for this one.
+
+  Args:
+    configurable: its name.
+    parameter: its name.
+    default: what to return where nothing is bound.
+  """
+  bindings = gin.get_bindings(configurable, resolve_references=False)
+  # Which is how gin follows references.
+  return copy.deepcopy(bindings.get(parameter, default))
+
+
+def resolved(value) -> tuple[Any, str | None]:
+  """A bound value with that of macros in place of their names.
+
+  Args:
+    value: what is bound. References to functions stay as they are.
+
+  Returns:
+    the value, and the name of the macro that it is, if it is one.
+  """
+  if isinstance(value, gin.config.ConfigurableReference):
+    if not _is_macro(value):
+      return value, None
+    bound = gin.config._CONFIG.get(value.config_key, {}).get("value")
+    return resolved(bound)[0], value.config_key[0]
+  if isinstance(value, (list, tuple)):
+    return type(value)(resolved(item)[0] for item in value), None
+  if isinstance(value, dict):
+    return {key: resolved(item)[0] for key, item in value.items()}, None
+  return value, None
+
+
+def is_of_packages(configurable) -> bool:
+  """Whether a configurable of gin is of this package or mesh_tensorflow."""
+  return configurable.wrapped.__module__.partition(".")[0] in _PACKAGES
+
+
+def _is_macro(value):
+  return value.configurable.wrapped is gin.config.macro
 
 
 def macro_name(value: Any) -> str | None:

@@ -19,6 +19,8 @@ from gin import config_parser
 import mesh_tensorflow as mtf
 from mesh_tensorflow.transformer import transformer
 
+from mtf_moe.run import gin_values
+
 _LOST = ("has no effect: what takes this macro from the package's files is set "
          "otherwise.")
 
@@ -31,6 +33,18 @@ _SCOPES = {"encoder", "decoder", "student", "teacher"}
 _BY_REFERENCE = (
     "BeamSearch", "ByteVocabulary", "SentencePieceVocabulary",
     "continue_prompts", "held_out_steps", "text_dataset")
+
+# What mesh_tensorflow makes by itself in others, and what each is made in.
+_MADE_IN = {
+    "DenseReluDense": ("BranchedSelfAttention",),
+    "SelfAttention": ("DecoderAttentionLayer",),
+    "EncDecAttention": ("DecoderAttentionLayer",),
+    "Conv1DLayer": ("EncoderConvolutionalLayer",),
+    "SeparableConv1DLayer": (
+        "EncoderConvolutionalLayer", "DecoderConvolutionalLayer"),
+    "LightweightConv1DLocalAttn": ("LocalConvAttnBlock",),
+    "DynamicConv1DLocalAttn": ("LocalConvAttnBlock",),
+}
 
 
 class _Names(config_parser.ParserDelegate):
@@ -133,13 +147,24 @@ def _of_binding(statement, references):
   if configurable is None or not _runs_by_reference(configurable):
     return None
   for reference in references:
-    used = reference.configurable.wrapped
-    if used is configurable.wrapped or (
-        inspect.isclass(used) and inspect.isclass(configurable.wrapped)
-        and issubclass(used, configurable.wrapped)):
+    used = reference.configurable
+    is_of_gin = used.wrapped.__module__.startswith("gin.")
+    if not (is_of_gin or gin_values.is_of_packages(used)):
+      return None  # What a user's own code runs, gin does not know.
+    if _makes(used.wrapped, configurable):
       return None
   return (f"has no effect: nothing in this configuration refers to "
           f"@{statement.selector}.")
+
+
+def _makes(used, configurable):
+  """Whether something that is used is, extends, or makes a configurable."""
+  if used is configurable.wrapped:
+    return True
+  names = {configurable.name, *_MADE_IN.get(configurable.name, ())}
+  if inspect.isclass(used):
+    return any(extended.__name__ in names for extended in used.__mro__)
+  return used.__name__ in names
 
 
 def _runs_by_reference(configurable):
@@ -147,6 +172,6 @@ def _runs_by_reference(configurable):
   wrapped = configurable.wrapped
   if inspect.isclass(wrapped) and issubclass(
       wrapped, (transformer.TransformerLayer, mtf.optimize.Optimizer)):
-    return True
+    return wrapped.__name__ != "LayerStack"  # Which is the default of a stack.
   return (configurable.selector.startswith("mtf_moe.")
           and configurable.name in _BY_REFERENCE)

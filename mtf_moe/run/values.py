@@ -11,6 +11,7 @@ strings, and no numbers to switches.
 """
 
 from collections.abc import Callable
+import functools
 import inspect
 import math
 from typing import Any
@@ -19,7 +20,8 @@ import gin
 from gin import config as gin_config
 import tensorflow.compat.v1 as tf
 
-_PACKAGES = ("mtf_moe", "mesh_tensorflow")
+from mtf_moe.run import gin_values
+from mtf_moe.run import references
 
 # A check returns the value to use, or raises ValueError with what is allowed.
 _Check = Callable[[Any], Any]
@@ -35,47 +37,17 @@ def check():
   """
   for (scope, selector), parameters in list(gin_config._CONFIG.items()):
     configurable = gin_config._REGISTRY[selector]
-    if not _is_of_packages(configurable):
+    if not gin_values.is_of_packages(configurable):
       continue
     for parameter, bound in list(parameters.items()):
-      value, macro = resolved(bound)
+      value, macro = gin_values.resolved(bound)
       name = gin_config._format_binding_key(scope, selector, parameter)
-      _check_parentheses(configurable.name, parameter, name, bound)
+      references.check(f"{configurable.name}.{parameter}", name, value)
       accepted = _accepted(configurable, parameter, value, name, macro)
       if accepted is not value:
         gin.bind_parameter(
             (scope, selector, parameter) if macro is None
             else (macro, "gin.macro", "value"), accepted)
-
-
-def resolved(value) -> tuple[Any, str | None]:
-  """A bound value with that of macros in place of their names.
-
-  Args:
-    value: what is bound. References to functions stay as they are.
-
-  Returns:
-    the value, and the name of the macro that it is, if it is one.
-  """
-  if isinstance(value, gin_config.ConfigurableReference):
-    if not _is_macro(value):
-      return value, None
-    bound = gin_config._CONFIG.get(value.config_key, {}).get("value")
-    return resolved(bound)[0], value.config_key[0]
-  if isinstance(value, (list, tuple)):
-    return type(value)(resolved(item)[0] for item in value), None
-  if isinstance(value, dict):
-    return {key: resolved(item)[0] for key, item in value.items()}, None
-  return value, None
-
-
-def _is_of_packages(configurable):
-  """Whether it is of this package or of mesh_tensorflow."""
-  return configurable.wrapped.__module__.partition(".")[0] in _PACKAGES
-
-
-def _is_macro(value):
-  return value.configurable.wrapped is gin_config.macro
 
 
 def _accepted(configurable, parameter, value, name, macro):
@@ -111,6 +83,10 @@ def _check_of(configurable, parameter) -> _Check | None:
   if found is not None:
     return None if found is _anything else found
   default = _default(configurable.wrapped, parameter)
+  if default is inspect.Parameter.empty:
+    return None
+  if inspect.isroutine(default) or inspect.isclass(default):
+    return references.function("@" + default.__name__)
   if isinstance(default, bool):
     return _boolean
   if isinstance(default, int):
@@ -135,34 +111,6 @@ def _default(function, parameter):
     if found is not None:
       return found.default
   return None
-
-
-# For what is called later, so that a call in gin is one too early.
-_FUNCTIONS = ("run.optimizer", "run.learning_rate_schedule",
-              "run.train_dataset_fn", "run.eval_dataset_fn",
-              "run.train_model_fn", "infer_model.decode_fn",
-              "make_layer_stack.layers")
-# For what is called by gin, or is nothing that works.
-_OBJECTS = ("run.vocabulary", "run.predict_fn", "run.perplexity_eval_steps",
-            "run.mesh_shape", "held_out_steps.vocabulary")
-
-
-def _check_parentheses(configurable_name, parameter, name, bound):
-  """Raises ValueError if a function is called too early, or not at all."""
-  key = f"{configurable_name}.{parameter}"
-  value, _ = resolved(bound)
-  for one in value if isinstance(value, list) else [value]:
-    if not (isinstance(one, gin_config.ConfigurableReference)
-            and _is_of_packages(one.configurable)):
-      continue
-    if key in _FUNCTIONS and one.evaluate:
-      raise ValueError(
-          f"{name} = {one} calls what the run itself is to call: write it "
-          f"without parentheses, {str(one).removesuffix('()')}.")
-    if key in _OBJECTS and not one.evaluate and (
-        key != "run.predict_fn" or inspect.isclass(one.configurable.wrapped)):
-      raise ValueError(
-          f"{name} = {one} is not called: write it with parentheses, {one}().")
 
 
 def _boolean(value):
@@ -248,32 +196,6 @@ def _factors(value):
         "product is taken") from None
 
 
-def _function(value):
-  if not (callable(value)
-          or isinstance(value, gin_config.ConfigurableReference)):
-    raise ValueError(
-        "must be a reference, such as @optimize.AdafactorOptimizer")
-  return value
-
-
-def _vocabulary(value):
-  for one in value if isinstance(value, tuple) else [value]:
-    if not (one is None or isinstance(one, gin_config.ConfigurableReference)):
-      raise ValueError(
-          "must be a reference, such as @mtf_moe.ByteVocabulary(), or a pair "
-          "of them")
-  return value
-
-
-def _layers(value):
-  if not (isinstance(value, (list, tuple)) and value and all(
-      isinstance(item, gin_config.ConfigurableReference) for item in value)):
-    raise ValueError(
-        "must be a list of references to layers, such as [@transformer_layers."
-        "SelfAttention, @mtf_moe.MoE2D]")
-  return value
-
-
 _METHODS = ("sequences_per_batch", "tokens_per_batch", "sequences_per_replica",
             "tokens_per_replica")
 
@@ -297,14 +219,62 @@ def _lengths(value):
   """None where the data of an evaluation decides."""
   if value is None:
     return value
-  if isinstance(value, dict) and value:
-    return {key: _integer()(length) for key, length in value.items()}
+  if isinstance(value, dict):
+    return _lengths_by_feature(value)
   number = as_integer(value)
   if number is None or number < 1:
     raise ValueError(
         "must be a positive integer, or a dict of them, such as "
         '{"inputs": 128, "targets": 128}')
   return number
+
+
+def _lengths_by_feature(value):
+  wrong = {key: length for key, length in value.items()
+           if not isinstance(key, str) or (as_integer(length) or 0) < 1}
+  if wrong:
+    raise ValueError(
+        f"has {wrong!r}: write positive integers by the name of the feature, "
+        'such as {"inputs": 128, "targets": 128}')
+  run = functools.partial(gin_values.bound, "utils.run")
+  # Which else has no inputs.
+  continues = run("mode") in ("infer", "export_infer", "export")
+  only_targets = run("model_type") in ("lm", "delimited_lm") and not continues
+  for feature in ("targets",) if only_targets else ("inputs", "targets"):
+    if feature not in value:
+      raise ValueError(
+          f"has no {feature!r}: add its length, such as {feature!r}: "
+          f"{max(map(as_integer, value.values()), default=128)}, or write one "
+          "integer for all")
+  return {key: as_integer(length) for key, length in value.items()}
+
+
+def _devices(value):
+  """One for each slice of the mesh, which is seen to later."""
+  if value is None:
+    return value
+  named = isinstance(value, (list, tuple)) and all(
+      isinstance(one, str) for one in value)
+  try:
+    for one in value if named else ():
+      tf.DeviceSpec.from_string(one)
+  except ValueError:
+    named = False
+  if not named:
+    raise ValueError(
+        "must be a list with the name of a device for each slice of the mesh, "
+        'such as ["gpu:0", "gpu:1"], or None')
+  return value
+
+
+def _paths(value):
+  if value is not None and not (
+      isinstance(value, (list, tuple)) and value
+      and all(isinstance(one, str) and one for one in value)):
+    raise ValueError(
+        "must be a list of checkpoints, such as "
+        '["my_model/model.ckpt-1000"], or None')
+  return value
 
 
 def _steps(value):
@@ -324,11 +294,12 @@ def _steps(value):
 
 def _dtype(value):
   try:
-    known = tf.as_dtype(value).is_floating
+    known = tf.as_dtype(value) in (tf.float32, tf.bfloat16)
   except TypeError:
     known = False
   if not known:
-    raise ValueError('is no type of numbers: "float32" and "bfloat16" are')
+    raise ValueError(
+        'is no type of numbers that models have: "float32" and "bfloat16" are')
   return value
 
 
@@ -356,16 +327,24 @@ _TABLE: dict[str, _Check] = {
     "run.learning_rate_schedule": _factors,
     "run.model_type": _choice("bitransformer", "lm", "delimited_lm", "aligned",
                               "bi_student_teacher"),
-    "run.optimizer": _function,
+    "run.optimizer": references.function("@optimize.AdafactorOptimizer"),
+    "run.train_dataset_fn": references.dataset_function,
+    "run.eval_dataset_fn": references.dataset_function,
+    "run.predict_fn": references.function("@mtf_moe.BeamSearch()", none=True),
+    "run.mesh_devices": _devices,
+    "infer_model.checkpoint_paths": _paths,
+    "files": references.function("@mtf_moe.TextFiles()", none=True),
+    "Unitransformer.loss_fn": references.function(
+        "@adaptive_softmax.adaptive_softmax_loss_fn", none=True),
     "run.perplexity_eval_steps": _integer(none=True),
     "run.sequence_length": _lengths,
     "run.total_run_steps": _integer(none=True),
     "run.train_steps": _integer(functions=True),
-    "vocabulary": _vocabulary,
+    "vocabulary": references.vocabulary,
     "get_variable_dtype.activation_dtype": _dtype,
     "get_variable_dtype.master_dtype": _dtype,
     "get_variable_dtype.slice_dtype": _dtype,
-    "make_layer_stack.layers": _layers,
+    "make_layer_stack.layers": references.layers,
     "relative_attention_type": _choice(
         None, "bias", "bias_shared", "contextual"),
     # None and 0 make no such dimension.

@@ -145,8 +145,8 @@ def read(model_dir: str) -> Record | None:
   try:
     text = paths.read_text(path)
     return None if text is None else _record(json.loads(text))
-  except (AttributeError, KeyError, OSError, RecursionError, TypeError,
-          ValueError, tf.errors.OpError) as error:
+  except (AttributeError, KeyError, OSError, OverflowError, RecursionError,
+          TypeError, ValueError, tf.errors.OpError) as error:
     console.warn(
         f"{path} cannot be read ({str(error).splitlines()[0]}), so that only "
         "variables are compared with the checkpoint")
@@ -159,8 +159,16 @@ def keep(model_dir: str, record: Record):
   Args:
     model_dir: a string, a directory that exists.
     record: a Record.
+
+  Raises:
+    ValueError: if a directory is in its place.
   """
   path = os.path.join(model_dir, FILE)
+  for name in (path, f"{path}.tmp"):
+    if tf.io.gfile.isdir(name):
+      raise ValueError(
+          f"{name} is a directory, and a run writes a file of that name: "
+          "remove it, or choose another --model_dir.")
   with tf.io.gfile.GFile(f"{path}.tmp", "w") as f:
     f.write(json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True,
                        default=str) + "\n")
@@ -182,12 +190,12 @@ def _model(configured, run):
   """The parameters of the model: known ones, and the user's own."""
   calls = configured.parameters if configured is not None else {}
   known, own = {"run.model_type": run.get("model_type", "bitransformer")}, {}
-  for call, values in calls.items():
+  for call, parameters in calls.items():
     scope, _, selector = call.rpartition("/")
     kind = known if selector.startswith(_KNOWN) else own
     name = "/".join(filter(None, [scope, selector.rpartition(".")[2]]))
     kind.update({f"{name}.{parameter}": gin_values.described(value)
-                 for parameter, value in values.items()})
+                 for parameter, value in parameters.items()})
   return known, own
 
 
@@ -207,7 +215,7 @@ def _vocabulary(vocabulary):
 
 def _data(run):
   """Of modes that read what they were trained on, or the like of it."""
-  reference = _raw_run().get("train_dataset_fn")
+  reference, _ = gin_values.resolved(_raw_run().get("train_dataset_fn"))
   if reference is None or run_mode.get() not in ("train", "perplexity_eval") or(
       run_mode.get() != "train" and run.get("eval_dataset_fn") is not None):
     return {}

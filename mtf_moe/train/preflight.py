@@ -11,6 +11,8 @@ from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.run import arithmetic
+from mtf_moe.run import configured_model
+from mtf_moe.run import gin_values
 from mtf_moe.run import optimization
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import checkpoints
@@ -47,11 +49,13 @@ def check_configuration(model_dir: str) -> ConfiguredModel | None:
   run_mode.check(model_dir)
   if run_mode.get() == "train":
     init_checkpoint.check_options()
+  if run_mode.get() in export.MODES:
+    vocabulary = gin_values.bound("utils.run", "vocabulary")
+    configured_model.check_vocabulary(vocabulary)
+    export.check_vocabularies(vocabulary)
   configured = ConfiguredModel.from_gin()
   if configured is not None:
     _check_data(configured)
-    if run_mode.get() in export.MODES:
-      export.check_vocabularies(configured.run.get("vocabulary"))
     _ = configured.variables  # Builds it.
     if run_mode.get() == "train":
       _ = configured.training_graph

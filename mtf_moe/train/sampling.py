@@ -77,15 +77,26 @@ def _checked_prompts(prompts, vocabulary, model_type, sequence_length):
 
   mesh_tensorflow would cut a longer one, and continue what is left of it.
   """
+  given = prompts
   if isinstance(prompts, str):
     if not tf.io.gfile.exists(prompts):
       raise ValueError(
           f"continue_prompts.prompts = {prompts!r} is no file: give the path "
           "of a text file with a prompt a line, or a list of strings.")
-    prompts = utils.get_inputs_from_file(prompts)
+    try:
+      prompts = utils.get_inputs_from_file(prompts)
+    except (ValueError, tf.errors.OpError) as error:
+      raise ValueError(
+          f"continue_prompts.prompts = {prompts!r} is no text in UTF-8: give a "
+          "text file with a prompt a line, or a list of strings.") from error
+  elif prompts and not (isinstance(prompts, (list, tuple)) and all(
+      isinstance(prompt, str) for prompt in prompts)):
+    raise ValueError(
+        f"continue_prompts.prompts = {prompts!r} must be a list of strings, or "
+        "the path of a text file with a prompt a line.")
   if not prompts:
     raise ValueError(
-        f"continue_prompts.prompts = {prompts!r} has no prompt: give a list of "
+        f"continue_prompts.prompts = {given!r} has no prompt: give a list of "
         "strings, or a text file with one a line.")
   length = (sequence_length["inputs"] if isinstance(sequence_length, dict)
             else sequence_length)

@@ -169,12 +169,15 @@ def held_out_steps(batch_size=None, vocabulary=None, sequence_length=None,
   Raises:
     ValueError: batch_size is not a positive integer; and as `text_dataset`.
   """
+  if sequence_length is None:
+    sequence_length = configured_model.bound("sequence_length")
+  if sequence_length is None and configured_model.bound("mode") in (
+      "eval", "score_eval"):
+    return 1  # Data decides the length, and nobody uses this.
   if batch_size is None:
     batch_size = configured_model.batch_size()
   if vocabulary is None:
     vocabulary = configured_model.bound("vocabulary")
-  if sequence_length is None:
-    sequence_length = configured_model.bound("sequence_length")
   if not _is_positive_integer(batch_size):
     raise ValueError(
         f"held_out_steps.batch_size={batch_size!r} is not allowed: give a "
@@ -216,8 +219,15 @@ def _encode_parts(files, vocabulary, length):
   # Most vocabularies fit into 16 bits, which halves the memory.
   dtype = np.min_scalar_type(vocabulary.vocab_size)
   def encode(document):
-    ids = [*vocabulary.encode(document.text), vocabulary_lib.EOS_ID]
-    return np.array(ids, dtype)
+    try:
+      ids = vocabulary.encode(document.text)
+    except NotImplementedError as error:
+      raise ValueError(
+          f"run.vocabulary is a {type(vocabulary).__name__}, which does not "
+          "encode text: give it a method `encode`, or use "
+          "@mtf_moe.ByteVocabulary().") from error
+    return np.array([*ids, vocabulary_lib.EOS_ID], dtype)
+
   parts = {name: _EncodedPart(documents, list(map(encode, documents)))
            for name, documents in zip((TRAIN, HELD_OUT), files.read(),
                                       strict=True)}

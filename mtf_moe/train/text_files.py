@@ -72,7 +72,9 @@ class TextFiles:
     if isinstance(self.glob, list):
       # What gin gives for several patterns, but this object must be hashable.
       object.__setattr__(self, "glob", tuple(self.glob))
-    if not self.glob or not isinstance(self.glob, str | tuple):
+    patterns = [self.glob] if isinstance(self.glob, str) else self.glob
+    if not isinstance(patterns, list | tuple) or not patterns or not all(
+        isinstance(pattern, str) and pattern for pattern in patterns):
       raise ValueError(
           f"TextFiles.glob={self.glob!r} names no file. Give a pattern such as "
           "'text/*.txt', or a list of patterns.")

@@ -2,6 +2,7 @@
 
 from absl import flags
 from absl.testing import flagsaver
+import gin
 import pytest
 
 from mtf_moe.run import config_files
@@ -14,7 +15,7 @@ def read(directory, *lines, files=(), modules=()):
       flags.FLAGS(["program", "--model_dir=none"]
                   if "model_dir" in flags.FLAGS else ["program"])
     flags.FLAGS.gin_file = [str(directory / name) for name in files]
-    flags.FLAGS.gin_param = list(lines)
+    flags.FLAGS.gin_param = list(lines) or None  # The flag's default.
     flags.FLAGS.module_import = list(modules)
     config_files.read()
 
@@ -40,6 +41,29 @@ def test_a_file_that_is_no_text(tmp_path, content, line):
   told = said(tmp_path, files=["outer.gin"])
   assert told.startswith(line)
   assert f"({tmp_path}/outer.gin, line 2: include " in told
+
+
+def test_without_a_parameter(tmp_path):
+  read(tmp_path)
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+def test_other_ends_of_lines(tmp_path, end):
+  text = end.join(["run.mode = 'eval'", "# Mine", "run.train_steps = (", "3)"])
+  (tmp_path / "my.gin").write_bytes(text.encode())
+  read(tmp_path, files=["my.gin"])
+  assert gin.query_parameter("run.train_steps") == 3
+
+
+def test_a_file_that_includes_itself(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "my.gin").write_text("include 'other.gin'\n")
+  (tmp_path / "other.gin").write_text(f"include '{tmp_path}/my.gin'\n")
+  assert said(tmp_path, files=["my.gin"]).startswith(
+      f"the gin file {tmp_path}/my.gin includes itself: remove the `include`.")
+  # The same file twice is no circle.
+  (tmp_path / "other.gin").write_text("")
+  read(tmp_path, files=["my.gin", "my.gin", "other.gin"])
 
 
 def test_a_mark_of_the_byte_order_is_allowed(tmp_path):
@@ -76,12 +100,23 @@ def test_a_mistake_in_a_file(tmp_path, text, line):
      "nothing sets that macro: give it a value, such as "
      "--gin_param='steps = ...'."),
     (["run.train_steps = [1, {'a': %steps}]"], "run.train_steps refers to "),
+    (["run.train_steps = %a", "a = %a"], "%a refers to %a, so that it has no "),
+    (["a = [1, %b]", "b = %a"], "%a refers to %b refers to %a, so that it has"),
+    (["auto_train_steps.batch_size = @auto_train_steps()"],
+     "@mesh_tensorflow.transformer.utils.auto_train_steps() refers to @mesh"),
     (["decode.beam_size = 4"], "Ambiguous selector 'decode', matches ['mesh_"),
     (["run.train_steps = %gin.REQUIRED"], "run.train_steps set to "
      "`%gin.REQUIRED` but not subsequently overridden."),
 ])
 def test_a_mistake_in_a_parameter(tmp_path, lines, line):
   assert said(tmp_path, *lines).startswith(line)
+
+
+def test_an_empty_name(tmp_path):
+  (tmp_path / "my.gin").write_text("include ''\n")
+  assert said(tmp_path, files=["my.gin"]) == (
+      f"'' is the name of no gin file ({tmp_path}/my.gin, line 1: include ''): "
+      "give one, such as --gin_file=runs/tiny.gin, or leave the flag out.")
 
 
 def test_a_directory(tmp_path):

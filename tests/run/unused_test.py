@@ -16,6 +16,11 @@ assert beam_search and training
 FILES = ["models/lm_tiny.gin", "meshes/cpu_1.gin", "data/bytes.gin"]
 
 
+@gin.configurable(module="unused_test")
+def of_a_user():
+  """Something that the package does not know."""
+
+
 @pytest.fixture
 def warnings(caplog):
   """What has been told so far, without gin's own log."""
@@ -77,6 +82,12 @@ def test_a_binding_without_effect(line, why, warnings):
     # Of a class that one in use extends.
     ["SelfAttention.num_heads = 2",
      "make_layer_stack.layers = [@EncDecAttention]"],
+    ["LayerStack.recompute_grads = True", "LayerStack.norm_epsilon = 1e-5"],
+    ["DenseReluDense.hidden_size = 8",
+     "make_layer_stack.layers = [@BranchedEncDecAttention]"],
+    # A user's own code may run anything.
+    ["LocalSelfAttention.radius = 7",
+     "run.train_model_fn = @unused_test.of_a_user"],
     ["run.train_steps = 3", "MoE2D.z_loss = 0.1", "train_model.seed = 2",
      "TextFiles.glob = 'a'"],
 ])

@@ -270,13 +270,22 @@ def test_a_parameter_of_a_users_own_layer_is_told(tmp_path, heard):
 
 
 def test_a_file_that_cannot_be_read_is_told(trained, unknown, heard):
-  for text in ["{", "[]", '{"settings": 3}', '{"settings": {"model": 3}}']:
+  for text in ["{", "[]", '{"settings": 3}', '{"settings": {"model": 3}}',
+               '{"settings": {}, "began": {"init_checkpoint": "a", '
+               '"step": Infinity}}']:
     with open(os.path.join(unknown.directory, made_with.FILE), "w") as f:
       f.write(text)
     heard.clear()
     check(unknown, files=[PERPLEXITY])
     line, = heard
     assert "made_with.json cannot be read" in line
+
+
+@pytest.mark.parametrize("name", [made_with.FILE, made_with.FILE + ".tmp"])
+def test_a_directory_in_its_place(name, tmp_path):
+  (tmp_path / name).mkdir()
+  with pytest.raises(ValueError, match=f"/{name} is a directory, .* remove it"):
+    made_with.keep(str(tmp_path), made_with.Record(made_with.MadeWith()))
 
 
 def test_what_was_changed_is_remembered(trained, tmp_path):

@@ -69,6 +69,42 @@ def test_mistakes(lines, said, trained):
     check(trained, *lines)
 
 
+def test_through_macros(trained):
+  lines = ["run.mode = %one", "one = %two", "two = 'export'",
+           "run.export_path = %path", f"path = '{trained}/exported'",
+           "run.sequence_length = %length", "length = 16"]
+  check(trained, *lines)
+  assert run_mode.get() == "export"
+  with pytest.raises(ValueError, match=r"run.export_path = None says"):
+    check(trained, *lines, "path = None")
+  with pytest.raises(ValueError, match=r"run.mode = 'x' is not known"):
+    check(trained, *lines, "two = 'x'")
+  with pytest.raises(ValueError, match=r"run.sequence_length = None, and run"):
+    check(trained, *lines, "length = None")
+
+
+def test_training_through_macros(tmp_path):
+  lines = ["run.train_dataset_fn = %data", "run.dataset_split = %split",
+           "split = 'train'", "data = @mtf_moe.text_dataset"]
+  check(tmp_path, *lines)
+  with pytest.raises(ValueError, match=r"run.train_dataset_fn is not set"):
+    check(tmp_path, *lines, "data = None")
+  with pytest.raises(ValueError, match=r"run.dataset_split = 'x' is not for"):
+    check(tmp_path, *lines, "split = 'x'")
+
+
+def test_evaluation_through_macros(trained):
+  lines = ["run.mode = 'perplexity_eval'", "evaluate.with_dropless = True",
+           "run.eval_checkpoint_step = %step", "step = -1"]
+  check(trained, *lines)
+  with pytest.raises(ValueError, match=r"waits for new checkpoints"):
+    check(trained, *lines, "step = None")
+  with pytest.raises(ValueError, match=r"held_out_steps.batch_size = 3, a"):
+    check(trained, *lines, "run.perplexity_eval_steps = %steps",
+          "steps = @mtf_moe.held_out_steps()",
+          "held_out_steps.batch_size = 3", "run.batch_size = 4")
+
+
 @pytest.mark.parametrize("path, said", [
     ("''", r"run\.export_path = '' says nowhere to export to: set it"),
     ("None", "run.export_path = None says nowhere"),
@@ -106,6 +142,10 @@ def test_checkpoints_whose_names_are_patterns(trained):
     ([], r"continue_prompts\.prompts = None has no prompt"),
     (["continue_prompts.prompts = []"], r"prompts = \[\] has no prompt"),
     (["continue_prompts.prompts = 'none.txt'"], "'none.txt' is no file"),
+    (["continue_prompts.prompts = '/'"], "prompts = '/' has no prompt"),
+    *((["continue_prompts.prompts = " + value], "must be a list of strings, or")
+      for value in ("3", "[3]", "[None]", "['a', ['b']]", "[b'a']", "{'a': 1}",
+                    "True", "b'a'")),
     ([PROMPTS, "sequence_length = 3"],
      r"number 2, 'four', has 4 tokens, .*sequence_length is 3\..* 4 or more"),
     ([PROMPTS, "run.sequence_length = {'inputs': 3, 'targets': 9}"],
@@ -118,6 +158,13 @@ def test_prompts_that_do_not_fit(lines, said, trained):
   lines = ["run.model_type = 'lm'", *lines]
   with pytest.raises(ValueError, match=said):
     check(trained, *lines, files=["runs/sample.gin"])
+
+
+def test_prompts_that_are_no_text(trained):
+  (trained / "prompts.txt").write_bytes("Größe".encode("cp1252"))
+  with pytest.raises(ValueError, match=r"prompts\.txt' is no text in UTF-8"):
+    check(trained, f"continue_prompts.prompts = '{trained}/prompts.txt'",
+          files=["runs/sample.gin"])
 
 
 def test_prompts_that_fit(trained):

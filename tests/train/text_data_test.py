@@ -7,6 +7,7 @@ import os
 import gin
 from mesh_tensorflow.transformer import dataset as mtf_dataset
 from mesh_tensorflow.transformer import utils
+from mesh_tensorflow.transformer import vocabulary as mtf_vocabulary
 import pytest
 import tensorflow.compat.v1 as tf
 
@@ -279,11 +280,21 @@ def test_impossible_divisions(write, held_out, message):
     _targets(TextFiles(pattern, held_out=held_out), "train", 4)
 
 
+def test_a_vocabulary_that_does_not_encode(write):
+  class Silent(mtf_vocabulary.Vocabulary):
+    vocab_size = 259
+
+  with pytest.raises(ValueError, match=r"run\.vocabulary is a Silent, whi"):
+    text_data.text_dataset(
+        4, Silent(), "train", TextFiles(write(f1="abcdefgh")))
+
+
 @pytest.mark.parametrize(("pattern", "message"), [
     ("nothing/*.txt", r"TextFiles\.glob='nothing/\*\.txt' matches no file.*"
                       r"current directory"),
     ("", r"TextFiles\.glob='' names no file"),
     ([], r"TextFiles\.glob=\(\) names no file"),
+    (["a.txt", 3], r"TextFiles\.glob=\('a.txt', 3\) names no file"),
     (1815, r"TextFiles\.glob=1815 names no file"),
     ("package:no_such_package/*.txt", "'no_such_package', which is not inst"),
     ("package:/etc/*.txt", "package '', which is not installed"),
