@@ -74,7 +74,8 @@ def main(argv):
     console.say("checking the configuration")
     configured = preflight.check_configuration(FLAGS.model_dir)
     preflight.warn_of_wrong_products(FLAGS.tpu)
-    _enter_model_directory(stack, FLAGS.model_dir, configured)
+    with mistakes.told(_PROGRAM):  # Not in the log of the runs before it.
+      _enter_model_directory(stack, FLAGS.model_dir, configured)
     stack.enter_context(patches.graphs_as_built())
     if run_mode.get() != "train":
       stack.enter_context(recomputation.unused())

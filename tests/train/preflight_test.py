@@ -173,7 +173,8 @@ ADAFACTOR = "run.optimizer = @optimize.AdafactorOptimizer"
     (["optimize.AdafactorOptimizer.clipping_threshold = 0"],
      f"{ADAFACTOR} cannot train .*ZeroDivisionError"),
     (["run.optimizer = @mtf_moe.MoE2D"],
-     r"run\.optimizer = @mtf_moe.MoE2D cannot train .*TypeError"),
+     r"run\.optimizer = @mtf_moe.MoE2D is of another kind: give a class with a "
+     r"method 'apply_grads'"),
     (["run.optimizer = @optimize.MomentumOptimizer"],
      r"MomentumOptimizer cannot train .* lacks a value .* set its 'momentum'"),
     (["run.optimizer = @optimize.SgdOptimizer",
