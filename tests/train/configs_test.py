@@ -54,10 +54,19 @@ def check(files, text, *bindings, model_dir="no_model"):
       model_dir, preflight.check_configuration(model_dir))
 
 
+@gin.configurable(module="tests")
+def pairs_of_texts(sequence_length, vocabulary, dataset_split):
+  """One example with inputs and targets."""
+  del vocabulary, dataset_split
+  return tf.data.Dataset.from_tensors({
+      feature: tf.ones([length], tf.int32)
+      for feature, length in sequence_length.items()})
+
+
 @pytest.mark.parametrize("file", files_of("models"))
 def test_models(file, text):
-  # Text has targets only, which a model with an encoder is refused for.
-  other_data = (["run.train_dataset_fn = None"]
+  # Text has targets only, with which an encoder-decoder is refused.
+  other_data = (["run.train_dataset_fn = @tests.pairs_of_texts"]
                 if "bitransformer" in file else [])
   check([file, MESH, DATA], text, *other_data)
   assert gin.query_parameter("MoE2D.expert_x") >= 2
