@@ -10,15 +10,9 @@ from typing import Any
 
 _PREFIX = "moe_"
 
-# What programs hold beside the hyperparameters of the two-level layer, which
-# has no use for it.
+# What programs hold beside the layer's hyperparameters, for other layers.
 _OF_MESH_TENSORFLOW = frozenset({
-    "moe_heterogeneous_mask_info", "moe_ntlb_top_k", "moe_num_layers",
-    "moe_output_dim", "moe_switch_dropout", "moe_switch_jitter",
-    "moe_switch_policy_eval", "moe_switch_policy_train",
-    "moe_switch_temperature", "moe_top_n_num_experts_per_token",
-    "moe_use_experts_attention", "moe_use_second_place_expert_prob",
-    "moe_use_second_place_expert_prob_temp"})
+    "moe_heterogeneous_mask_info", "moe_num_layers"})
 _OF_TENSOR2TENSOR = frozenset({
     "moe_expert_x", "moe_expert_y", "moe_experts_x", "moe_experts_y",
     "moe_hidden_sizes", "moe_k", "moe_layers", "moe_layers_decoder",

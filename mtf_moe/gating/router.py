@@ -1,100 +1,383 @@
-"""What all routers compute alike: their logits, and their losses' weights.
+"""What all routers share; a router itself is the choice.
 
-Shapes: `s` is the group size and `x` the experts, after any number of batch
-dimensions.
+Here are logits, word embeddings, the losses, the filling of buffers and the
+names of routers. A router gets `Scores` and returns a `TokenChoice`, which says
+what each token wants, or an `ExpertChoice`, which says whom each expert takes.
+
+Shapes: `s` is the group size, `x` the experts and `c` the capacity, after any
+number of batch dimensions.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+from typing import Any
+
 import mesh_tensorflow as mtf
-import numpy as np
 import tensorflow.compat.v1 as tf
 
-from mtf_moe import operations
+from mtf_moe import hparams as hparams_lib
+from mtf_moe import knobs
 from mtf_moe.gating import losses
+from mtf_moe.gating import routing
 from mtf_moe.gating import word_embeddings
 
 
-def logits(inputs, outer_expert_dims, experts_dim, hparams, variable_dtype,
-           name, token_embeddings):
-  """A router's linear layer, without bias.
+@dataclasses.dataclass(frozen=True)
+class Scores:
+  """What a router chooses by.
+
+  Attributes:
+    logits: float32 [<batch dims>, s, x].
+    importance: a Tensor [<batch dims>, s], 1 where a token counts in full,
+      between 0 and 1 where it is a second choice of the level above, 0 at
+      padding; or None where all count in full.
+    capacity_dim: the Dimension c of one expert's buffer for one group.
+    settings: those of the level.
+    train: a boolean.
+  """
+
+  logits: mtf.Tensor
+  importance: mtf.Tensor | None
+  capacity_dim: mtf.Dimension
+  settings: hparams_lib.Level
+  train: bool
+
+  @property
+  def experts_dim(self) -> mtf.Dimension:
+    """x."""
+    return self.logits.shape.dims[-1]
+
+  @property
+  def group_dim(self) -> mtf.Dimension:
+    """s."""
+    return self.logits.shape.dims[-2]
+
+  @functools.cached_property
+  def gates(self) -> mtf.Tensor:
+    """The probability of each expert, float32 [<batch dims>, s, x]."""
+    return mtf.softmax(self.logits, self.experts_dim)
+
+  @functools.cached_property
+  def full(self) -> mtf.Tensor:
+    """One where a token counts in full, else zero: float32 [<batch dims>, s].
+    """
+    return self._where(mtf.equal, 1.0)
+
+  @functools.cached_property
+  def used(self) -> mtf.Tensor:
+    """Zero at padding, else one: float32 [<batch dims>, s]."""
+    return self._where(mtf.greater, 0.0)
+
+  def _where(self, compare, value):
+    if self.importance is None:
+      return mtf.ones(
+          self.logits.mesh, mtf.Shape(self.logits.shape.dims[:-1]))
+    return mtf.to_float(compare(self.importance, value))
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenChoice:
+  """What each token wants. Earlier choices have their slots first.
+
+  Attributes:
+    experts: k times int32 [..., s], its choices in order of preference.
+    weights: k times float32 [..., s], the share of each in the token's result.
+    wanted: k times float32 [..., s], one where the choice is to be used, else
+      zero; None where all are that are no padding.
+    balance_loss: a float32 scalar, or None for `losses.balance_loss` of the
+      first choices.
+    gates: float32 [..., s, x], what the router thinks of all experts, for the
+      balancing loss and for the records; None for `Scores.gates`.
+    updates: variables that this step moves, and to what; see `Router`.
+  """
+
+  experts: Sequence[mtf.Tensor]
+  weights: Sequence[mtf.Tensor]
+  wanted: Sequence[mtf.Tensor] | None = None
+  balance_loss: mtf.Tensor | None = None
+  gates: mtf.Tensor | None = None
+  updates: Mapping[mtf.Variable, mtf.Tensor] = dataclasses.field(
+      default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertChoice:
+  """Whom each expert takes.
+
+  Attributes:
+    tokens: int32 [..., x, c], numbers of tokens in their group, -1 for none.
+    weights: float32 [..., x, c], the share of the expert in their results.
+    balance_loss: a float32 scalar.
+    gates: as of `TokenChoice`.
+    sends_zero_weights: a boolean, whether a token moves whose weight is 0.
+    wanted: float32 [..., x], how many tokens wanted each expert, for the
+      records; None where tokens want nothing.
+    updates: as of `TokenChoice`.
+  """
+
+  tokens: mtf.Tensor
+  weights: mtf.Tensor
+  balance_loss: mtf.Tensor
+  gates: mtf.Tensor | None = None
+  sends_zero_weights: bool = False
+  wanted: mtf.Tensor | None = None
+  updates: Mapping[mtf.Variable, mtf.Tensor] = dataclasses.field(
+      default_factory=dict)
+
+
+class Router:
+  """A router. `choose` has to be written, the others where they are needed."""
+
+  def prepare_inputs(self, inputs: mtf.Tensor, settings, train: bool
+                     ) -> mtf.Tensor:
+    """Changes what the router sees, float32 [..., s, m]; words come after."""
+    del settings, train
+    return inputs
+
+  def prepare_logits(self, logits: mtf.Tensor, settings, train: bool
+                     ) -> mtf.Tensor:
+    """Changes the logits, float32 [..., s, x]."""
+    del settings, train
+    return logits
+
+  def choose(self, scores: Scores) -> TokenChoice | ExpertChoice:
+    """Chooses.
+
+    Args:
+      scores: a `Scores`.
+
+    Returns:
+      a `TokenChoice` or an `ExpertChoice`
+    """
+    raise NotImplementedError
+
+  def importance_below(self, settings, num_choices: int
+                       ) -> tuple[float, ...] | None:
+    """What each choice counts at the next level.
+
+    Args:
+      settings: those of the level.
+      num_choices: an integer, k.
+
+    Returns:
+      k numbers, 1 for a choice that counts in full there; or None for 1 where
+      the weight is above 0.5, else 0.5.
+    """
+    if settings.importance_below == "full":
+      return (1.0,) * num_choices
+    return (1.0,) + (0.5,) * (num_choices - 1)
+
+
+class _Function(Router):
+  """A router that is only a function."""
+
+  def __init__(self, choose):
+    self.choose = choose
+
+
+_routers: dict[str, Router] = {}
+
+
+def register(name: str) -> Callable[[Any], Any]:
+  """A decorator that makes a router known under a name.
 
   Args:
+    name: a string, for gin (`MoE2D.moe_gating = "noisy_switch"`) and, at a
+      single level, for the router's variable ("noisy_switch_gating/kernel").
+
+  Returns:
+    a function from a subclass of `Router`, or a function from `Scores` to a
+    choice, to the same.
+
+  Raises:
+    ValueError: if there is a router of this name, or if it is none.
+  """
+  def add(router):
+    if name in _routers:
+      raise ValueError(
+          f"There is a router {name!r} already: register yours under another "
+          "name.")
+    if isinstance(router, type) and issubclass(router, Router):
+      _routers[name] = router()
+    elif callable(router) and not isinstance(router, type):
+      _routers[name] = _Function(router)
+    else:
+      raise ValueError(
+          f"{router!r} is no router: register a subclass of gating.Router, or "
+          "a function of gating.Scores.")
+    return router
+
+  return add
+
+
+def names() -> tuple[str, ...]:
+  """The names of all routers, in the order in which they were registered."""
+  return tuple(_routers)
+
+
+def find(given) -> Router:
+  """The router that is meant.
+
+  Args:
+    given: its name, a `Router` or a function from `Scores` to a choice.
+
+  Raises:
+    ValueError: if there is none of this name.
+  """
+  if isinstance(given, Router):
+    return given
+  if isinstance(given, str) and given in _routers:
+    return _routers[given]
+  if callable(given) and not isinstance(given, type):
+    return _Function(given)
+  raise knobs.Mistake(
+      "moe_gating", given,
+      f"is not known. Choose one of: {', '.join(map(repr, names()))}; or "
+      "--module_import the file that registers it.")
+
+
+def name_of(given) -> str:
+  """What a router is called: its name, or that of its function or class."""
+  if isinstance(given, str):
+    return given
+  for name, known in _routers.items():
+    if known is given or getattr(known, "choose", None) is given:
+      return name
+  return getattr(given, "__name__", type(given).__name__)
+
+
+def scope_name(given) -> str:
+  """What a router's variables are called where there is one level."""
+  return f"{name_of(given)}_gating"
+
+
+def route(
+    router, inputs: mtf.Tensor, outer_expert_dims, experts_dim, capacity_dim,
+    settings: hparams_lib.Level, train: bool, variable_dtype, importance=None,
+    name: str | None = None, num_microbatches: int | None = None,
+    token_embeddings: mtf.Tensor | None = None) -> routing.Routing:
+  """Lets a router choose; everything is computed in float32.
+
+  Args:
+    router: see `find`.
     inputs: a Tensor [<batch dims>, s, m].
     outer_expert_dims: an optional list of dimensions of `inputs` that have a
-      router each.
-    experts_dim: the Dimension x.
-    hparams: a `MoeHparams`.
+      router each: the experts of the levels above.
+    experts_dim: the Dimension x of the experts to choose from.
+    capacity_dim: the Dimension c of one expert's buffer for one group.
+    settings: those of the level.
+    train: a boolean.
     variable_dtype: a mtf.VariableDType.
-    name: a string, the variable scope of the router.
-    token_embeddings: an optional Tensor shaped as `inputs`.
+    importance: an optional Tensor [<batch dims>, s], see `Scores`.
+    name: the variable scope of the router; by default `scope_name`.
+    num_microbatches: an optional integer, into how many parts the training
+      step is cut; every part's losses are divided by it.
+    token_embeddings: an optional Tensor shaped as `inputs`, the word
+      embeddings, needed where settings.word_embed_mode is set.
 
   Returns:
-    float32 [<batch dims>, s, x]
+    a `routing.Routing`
+
+  Raises:
+    ValueError: if what the router returns is no choice, or a setting is not
+      allowed.
   """
-  gate_inputs = mtf.to_float(inputs)  # [..., s, m]
-  if hparams.moe_word_embed_mode is not None:
+  found = find(router)
+  gate_inputs = found.prepare_inputs(mtf.to_float(inputs), settings, train)
+  if settings.word_embed_mode is not None:
     gate_inputs = word_embeddings.add_to_gate_inputs(
-        gate_inputs, token_embeddings, hparams.moe_word_embed_mode)
-  return mtf.layers.dense(
+        gate_inputs, token_embeddings, settings.word_embed_mode)
+  logits = mtf.layers.dense(
       gate_inputs, experts_dim, reduced_dims=gate_inputs.shape.dims[-1:],
       expert_dims=outer_expert_dims, use_bias=False,
-      variable_dtype=variable_dtype, name=name)
+      variable_dtype=variable_dtype, name=name or scope_name(router))
+  scores = Scores(found.prepare_logits(logits, settings, train), importance,
+                  capacity_dim, settings, train)
+  choice = found.choose(scores)
+  _check(choice, scores, router)
+  gates = scores.gates if choice.gates is None else choice.gates
 
-
-def top_1(gates, experts_dim):
-  """mtf.top_1: a token's largest gate and its expert, the first of equal ones.
-
-  Args:
-    gates: float32 [..., s, x], none of them negative.
-    experts_dim: the Dimension x.
-
-  Returns:
-    float32 [..., s], and int32 [..., s]
-  """
-  token_dims = gates.shape.dims[:-1]
-  # Falls from one expert to the next, so that the first has the most.
-  rank = np.arange(experts_dim.size, 0, -1, dtype=np.int32)[:, np.newaxis]
-
-  def largest(gates):
-    # Tokens come last, so that maxima are taken of whole rows at a time; and as
-    # the bits of positive numbers are ordered as they are, they are integers,
-    # which a CPU transposes and compares at less cost.
-    *others, s, x = range(gates.shape.ndims)
-    bits = tf.transpose(tf.bitcast(gates, tf.int32), [*others, x, s])
-    most = tf.reduce_max(bits, -2, keepdims=True)
-    ranks = tf.reduce_max(tf.cast(tf.equal(bits, most), tf.int32) * rank, -2)
-    return (tf.bitcast(tf.squeeze(most, -2), tf.float32),
-            experts_dim.size - ranks)
-
-  def gradient(op, grad, _):
-    return [grad * mtf.one_hot(op.outputs[1], experts_dim, dtype=grad.dtype)]
-
-  return operations.slicewise(
-      largest, [gates], output_shape=[mtf.Shape(token_dims)] * 2,
-      output_dtype=[gates.dtype, tf.int32], splittable_dims=token_dims,
-      grad_function=gradient, name="top_1")
-
-
-def auxiliary_losses(
-    balance_loss, router_logits, importance, hparams, train, num_microbatches):
-  """The losses of a router as its `Routing` has them.
-
-  Args:
-    balance_loss: a float32 scalar.
-    router_logits: float32 [..., s, x].
-    importance: an optional Tensor [..., s].
-    hparams: a `MoeHparams`.
-    train: a boolean; the z-loss is for training only.
-    num_microbatches: an optional integer, by which both losses are divided.
-
-  Returns:
-    a float32 scalar, and another or None: balancing loss and weighted z-loss.
-  """
-  z_loss = None
-  if train and hparams.moe_z_loss is not None:
-    z_loss = hparams.moe_z_loss * losses.router_z_loss(
-        router_logits, router_logits.shape.dims[-1], importance)
+  wanted = None
+  if isinstance(choice, TokenChoice):
+    wanted = choice.wanted or [scores.used] * len(choice.experts)
+  balance_loss, z_loss = choice.balance_loss, None
+  if balance_loss is None:
+    mask, counted = mtf.one_hot(choice.experts[0], experts_dim), gates
+    if importance is not None:  # Else all are wanted.
+      mask, counted = mask * wanted[0], gates * wanted[0]  # [..., s, x]
+    balance_loss = losses.balance_loss(
+        mask, counted, scores.group_dim, experts_dim)
+  if train and settings.z_loss is not None:
+    z_loss = settings.z_loss * losses.router_z_loss(
+        scores.logits, experts_dim, importance)
   if num_microbatches and num_microbatches > 1:
     balance_loss /= num_microbatches
     if z_loss is not None:
       z_loss /= num_microbatches
-  return balance_loss, z_loss
+
+  shared = {
+      "experts_dim": experts_dim, "group_dim": scores.group_dim,
+      "capacity_dim": capacity_dim, "balance_loss": balance_loss,
+      "z_loss": z_loss, "gates": gates, "importance": importance,
+      "updates": choice.updates}
+  if isinstance(choice, ExpertChoice):
+    return routing.ExpertRouting(
+        tokens=choice.tokens, weights=choice.weights,
+        sends_zero_weights=choice.sends_zero_weights, wanted=choice.wanted,
+        **shared)
+  return routing.TokenRouting(
+      choices=routing.fill_buffers(
+          choice.experts, choice.weights, wanted, experts_dim, capacity_dim),
+      importance_below=found.importance_below(
+          settings, len(choice.experts)), **shared)
+
+
+def _check(choice, scores, router):
+  """Raises ValueError unless a router returned what it has to."""
+  s, x, c = scores.group_dim, scores.experts_dim, scores.capacity_dim
+  *batch, _, _ = scores.logits.shape.dims
+  called = name_of(router)
+  if isinstance(choice, ExpertChoice):
+    _check_shapes(called, [
+        ("tokens", choice.tokens, [*batch, x, c], True),
+        ("weights", choice.weights, [*batch, x, c], False),
+        ("balance_loss", choice.balance_loss, [], False)])
+    if choice.wanted is not None:
+      _check_shapes(called, [("wanted", choice.wanted, [*batch, x], False)])
+  elif isinstance(choice, TokenChoice):
+    k = len(choice.experts)
+    for name in ("weights", "wanted"):
+      values = getattr(choice, name)
+      if values is not None and len(values) != k or not k:
+        raise ValueError(
+            f"The router {called!r} returned {k} experts and {len(values)} "
+            f"{name} for each token: return as many of both, one at least.")
+    _check_shapes(called, [
+        (name, tensor, [*batch, s], name == "experts")
+        for name in ("experts", "weights", "wanted")
+        for tensor in getattr(choice, name) or ()])
+    if choice.balance_loss is not None:
+      _check_shapes(
+          called, [("balance_loss", choice.balance_loss, [], False)])
+  else:
+    raise ValueError(
+        f"The router {called!r} returned {choice!r}: return a "
+        "gating.TokenChoice or a gating.ExpertChoice.")
+  if choice.gates is not None:
+    _check_shapes(called, [("gates", choice.gates, [*batch, s, x], False)])
+
+
+def _check_shapes(router_name, expected):
+  """Checks (name, tensor, dims, whether of integers), in any order of dims."""
+  for name, tensor, dims, is_integer in expected:
+    fits = (isinstance(tensor, mtf.Tensor)
+            and set(tensor.shape.dims) == set(dims)
+            and tensor.dtype == (tf.int32 if is_integer else tf.float32))
+    if not fits:
+      kind = "int32" if is_integer else "float32"
+      found = (f"{tensor.dtype.name} {tensor.shape}"
+               if isinstance(tensor, mtf.Tensor) else repr(tensor))
+      raise ValueError(
+          f"The router {router_name!r} returned {name} of {found}, where "
+          f"{kind} {mtf.Shape(dims)} is needed.")

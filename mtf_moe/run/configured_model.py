@@ -16,7 +16,7 @@ from mesh_tensorflow.transformer import transformer
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
-from mtf_moe import levels
+from mtf_moe import mesh_split
 from mtf_moe.run import gin_values
 from mtf_moe.run import layouts
 from mtf_moe.run import optimization
@@ -175,7 +175,7 @@ class ConfiguredModel:
   def _check_tensors(self, graph):
     layouts.check_tensors(
         (t for op in graph.operations for t in op.outputs),
-        levels.MeshSplit(self.layout, self.mesh_shape))
+        mesh_split.MeshSplit(self.layout, self.mesh_shape))
 
   def _check_positions(self, model):
     """Sees that tables of positions are long enough for the mode."""
@@ -364,7 +364,7 @@ def sequences_per_batch(run, lengths, mesh_shape, layout) -> int:
 def _batch_dims(run, lengths, mesh_shape, layout, outer):
   """The batch Dimensions that the model will see."""
   batch_size = sequences_per_batch(run, lengths, mesh_shape, layout)
-  split = levels.MeshSplit(layout, mesh_shape)
+  split = mesh_split.MeshSplit(layout, mesh_shape)
   has_outer_batch = run.get("mode", "train") in ("train", "perplexity_eval")
   if not (has_outer_batch and outer):
     dims = [mtf.Dimension("batch", batch_size)]
@@ -374,7 +374,7 @@ def _batch_dims(run, lengths, mesh_shape, layout, outer):
           f"run.batch_size = {batch_size} sequences cannot be cut into "
           f"tpu_estimator_model_fn.outer_batch_size = {outer} parts: make the "
           f"batch a multiple of {outer}, or change outer_batch_size.")
-    dims = [mtf.Dimension(levels.OUTER_BATCH, outer),
+    dims = [mtf.Dimension(mesh_split.OUTER_BATCH, outer),
             mtf.Dimension("batch", batch_size // outer)]
     split.check_divides(dims[0], "tpu_estimator_model_fn.outer_batch_size")
   split.check_divides(

@@ -8,10 +8,12 @@ from gin import config as gin_config
 import mesh_tensorflow as mtf
 
 from mtf_moe import levels
+from mtf_moe import mesh_split
 from mtf_moe.run import gin_values
 
 _logger = logging.getLogger(__name__)
 
+_EXAMPLE_LAYOUT = levels.canonical_layout(2, ["outer", "batch"])
 # Axes that layouts name for the sake of other meshes.
 _USUAL_AXES = ("outer", "batch", "model", "ensemble")
 # What sets the size of a dimension of mesh_tensorflow's own layers.
@@ -84,9 +86,9 @@ def layout_rules(value, shape: mtf.Shape) -> mtf.LayoutRules:
     ValueError: if it is none, or splits a dimension twice.
   """
   if isinstance(value, str):
-    _pairs(value, "run.layout_rules", levels.CANONICAL_LAYOUT)
+    _pairs(value, "run.layout_rules", _EXAMPLE_LAYOUT)
   layout = _parsed(mtf.convert_to_layout_rules, "run.layout_rules", value,
-                   levels.CANONICAL_LAYOUT)
+                   _EXAMPLE_LAYOUT)
   axes = {}
   for name, axis in sorted(layout._pairs):  # mtf only answers one by one.
     if axis not in shape.dimension_names:
@@ -103,7 +105,7 @@ def layout_rules(value, shape: mtf.Shape) -> mtf.LayoutRules:
   return layout
 
 
-def check_tensors(tensors: Iterable[mtf.Tensor], mesh: levels.MeshSplit):
+def check_tensors(tensors: Iterable[mtf.Tensor], mesh: mesh_split.MeshSplit):
   """Sees that the mesh can hold tensors.
 
   Args:

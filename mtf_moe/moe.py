@@ -1,0 +1,51 @@
+"""The names of mesh_tensorflow.transformer.moe, to import in its place.
+
+    from mtf_moe import moe
+
+Signatures are the same, parameters that are new come last.
+"""
+
+from mtf_moe.gating import dense
+from mtf_moe.grouping import _split_into_groups
+from mtf_moe.hparams import MoeHparams
+from mtf_moe.layer import transformer_moe_layer
+from mtf_moe.layer import transformer_moe_layer_v1
+from mtf_moe.layer import transformer_moe_layer_v2
+from mtf_moe.transformer_layers import MoE
+from mtf_moe.transformer_layers import MoE1D
+from mtf_moe.transformer_layers import MoE2D
+
+_expert_selection_gating = dense.gating("expert_selection")
+_ntlb_gating = dense.gating("ntlb")
+_switch_gating = dense.gating("switch")
+_switch_max_gating = dense.gating("switch_max")
+_top_2_gating = dense.gating("top_2")
+_top_n_gating = dense.gating("top_n")
+
+
+class HParams:
+  """Any attributes. Which ones the layers use, `MoeHparams` says."""
+
+  def __init__(self, **attributes):
+    vars(self).update(attributes)
+
+  def add_hparam(self, name, value):
+    setattr(self, name, value)
+
+
+def set_default_moe_hparams(hparams):
+  """Sets the hyperparameters of a layer of one level to their defaults.
+
+  Args:
+    hparams: an object with the method `add_hparam`, such as `HParams`.
+  """
+  defaults = MoeHparams(moe_num_experts=16)
+  for name in ("moe_num_experts", "moe_loss_coef"):
+    setattr(hparams, name, getattr(defaults, name))
+  for name in (
+      "moe_gating", "moe_capacity_factor_train", "moe_capacity_factor_eval",
+      "moe_capacity_factor_second_level", "moe_hidden_size", "moe_group_size",
+      "moe_use_second_place_loss", "moe_second_policy_train",
+      "moe_second_policy_eval", "moe_second_threshold_train",
+      "moe_second_threshold_eval"):
+    hparams.add_hparam(name, getattr(defaults, name))
