@@ -288,7 +288,7 @@ class _Level:
   router: Any = "top_2"
 
   def __post_init__(self):
-    knobs.check(self)
+    knobs.check(self, "Level")
 
   def capacity_factor(self, train: bool) -> float:
     return self.capacity_factor_train if train else self.capacity_factor_eval

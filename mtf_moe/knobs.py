@@ -55,12 +55,22 @@ def knob(default, check: Callable[[str, Any], Any], by_level=False):
       default=default, metadata={"check": check, "by_level": by_level})
 
 
-def check(values):
-  """Checks all knobs of a dataclass, and sets them to what is kept."""
+def check(values, owner: str = ""):
+  """Checks all knobs of a dataclass, and sets them to what is kept.
+
+  Args:
+    values: the object.
+    owner: how it is called in messages, where names have no prefix.
+  """
   for field in dataclasses.fields(values):
-    if "check" in field.metadata:
-      object.__setattr__(values, field.name, field.metadata["check"](
-          field.name.removeprefix(PREFIX), getattr(values, field.name)))
+    if "check" not in field.metadata:
+      continue
+    name = field.name.removeprefix(PREFIX)
+    try:
+      kept = field.metadata["check"](name, getattr(values, field.name))
+    except Mistake as mistake:
+      raise (mistake.of(owner) if owner else mistake) from None
+    object.__setattr__(values, field.name, kept)
 
 
 def one_of(*allowed: str):

@@ -15,7 +15,6 @@ from mtf_moe.transformer_layers import MoE
 from mtf_moe.transformer_layers import MoE1D
 from mtf_moe.transformer_layers import MoE2D
 
-_expert_selection_gating = dense.gating("expert_selection")
 _ntlb_gating = dense.gating("ntlb")
 _switch_gating = dense.gating("switch")
 _switch_max_gating = dense.gating("switch_max")
@@ -49,3 +48,32 @@ def set_default_moe_hparams(hparams):
       "moe_second_policy_eval", "moe_second_threshold_train",
       "moe_second_threshold_eval"):
     hparams.add_hparam(name, getattr(defaults, name))
+
+
+def _expert_selection_gating(
+    inputs, outer_expert_dims, experts_dim, group_size_dim, expert_capacity_dim,
+    hparams, train, variable_dtype, importance=None,
+    name="expert_selection_gating", num_microbatches=None,
+    normalize_by_num_experts_routed=True, token_embeddings=None):
+  """The other gatings' arguments, and two that only this one has.
+
+  Args:
+    inputs, ..., token_embeddings: see `_top_2_gating`.
+    group_size_dim: the dimension ahead of the depth of `inputs`.
+    normalize_by_num_experts_routed: True, since there is no other way here.
+
+  Raises:
+    ValueError: if one of these two is anything else.
+  """
+  if group_size_dim != inputs.shape.dims[-2]:
+    raise ValueError(
+        f"group_size_dim = {group_size_dim} is not the dimension of groups in "
+        f"inputs of {inputs.shape}, which is the last but one: pass that.")
+  if not normalize_by_num_experts_routed:
+    raise ValueError(
+        "normalize_by_num_experts_routed = False is not supported: write a "
+        "router of your own (see mtf_moe.gating), or leave it True.")
+  return dense.gating("expert_selection")(
+      inputs, outer_expert_dims, experts_dim, expert_capacity_dim, hparams,
+      train, variable_dtype, importance=importance, name=name,
+      num_microbatches=num_microbatches, token_embeddings=token_embeddings)

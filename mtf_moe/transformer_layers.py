@@ -176,7 +176,17 @@ class _Mixture(transformer.TransformerLayer):
     return outputs if several else outputs[0]
 
 
-@gin.configurable(module="mtf_moe")
+def _in_place_of_mesh_tensorflows(cls):
+  """Registers a class under the name that mesh_tensorflow's own has in gin.
+
+  Then gin files that were written for that one use this one; under another
+  name, theirs would be ambiguous.
+  """
+  with gin.config.interactive_mode():  # In which gin lets names be replaced.
+    return gin.configurable(module="mesh_tensorflow.transformer.moe")(cls)
+
+
+@_in_place_of_mesh_tensorflows
 @_with_parameters_of_hparams(
     first={"num_experts": hparams_lib.DEFAULT_NUM_EXPERTS[1]},
     last={"experts": experts_lib.feed_forward},
@@ -184,7 +194,7 @@ class _Mixture(transformer.TransformerLayer):
 class MoE1D(_Mixture):
   """One level of experts, in place of DenseReluDense.
 
-  Parameters are those of mesh_tensorflow's class of this name, with its
+  In gin it is `mesh_tensorflow.transformer.moe.MoE1D`, or `MoE1D`. Parameters are those of mesh_tensorflow's class of this name, with its
   defaults, except `second_policy_eval`: "threshold" evaluates a checkpoint to
   the same number every time, where "random" draws anew. What each one means,
   and what it may be, is said in `MoeHparams`, with the prefix moe_.

@@ -11,7 +11,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import mtf_moe
-from mtf_moe import monitoring
+from mtf_moe import tags
 from tests import harness
 from tests.oracle import comparison
 from tests.oracle import strategies
@@ -22,7 +22,8 @@ from tests.oracle.case import Case
 TOLERANCE = {tf.float32: 2e-6, tf.bfloat16: 2.0 ** -7}
 # Gradients smaller than this are differences of terms of order 1.
 SMALLEST_GRADIENT = 0.1
-GATINGS = ("top_2", "top_2", "switch", ("top_2", "switch"), ("switch", "top_2"))
+GATINGS = ("top_2", "top_2", "switch", ("top_2", "switch"), ("switch", "top_2"),
+           "switch_max", ("top_n", "expert_selection"), ("ntlb", "top_n"))
 
 
 def run_both(case, gating="top_2"):
@@ -33,13 +34,15 @@ def run_both(case, gating="top_2"):
     def call(tensors):
       return mtf_moe.transformer_moe_layer_v2(
           tensors["inputs"], comparison.output_dim(case),
-          case.hparams(moe_dispatch=dispatch, moe_gating=gating), case.train,
+          case.hparams(
+              moe_dispatch=dispatch, moe_gating=gating, moe_ntlb_top_k=1,
+              moe_top_n_num_experts_per_token=1), case.train,
           harness.variable_dtype(case.dtype), layout=impl.layout_rules,
           mesh_shape=impl.shape, nonpadding=tensors.get("nonpadding"),
           num_microbatches=case.num_microbatches)
     return call
 
-  with comparison.shared_draws(case):
+  with comparison.same_draws(), comparison.shared_draws(case):
     return harness.run_layers(
         {way: layer(way) for way in ("einsum", "index")},
         comparison.arrays(case), impl, case.weights, case.dtype, case.seed)
@@ -162,6 +165,6 @@ def test_same_summaries():
       build, comparison.arrays(case),
       lambda name, shape: case.weights(name.partition("/")[2], shape))
   # The layer's results are equal to 2e-6, all that is counted to the last bit.
-  rms = f"outer/{monitoring.OUTPUTS}"
+  rms = f"{tags.LAYER}/{tags.OUTPUTS}"
   assert einsum.pop(rms) == pytest.approx(index.pop(rms), rel=2e-6)
   assert einsum == index and len(einsum) > 20

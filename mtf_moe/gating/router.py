@@ -8,7 +8,7 @@ Shapes: `s` is the group size, `x` the experts and `c` the capacity, after any
 number of batch dimensions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -89,7 +89,6 @@ class TokenChoice:
       first choices.
     gates: float32 [..., s, x], what the router thinks of all experts, for the
       balancing loss and for the records; None for `Scores.gates`.
-    updates: variables that this step moves, and to what; see `Router`.
   """
 
   experts: Sequence[mtf.Tensor]
@@ -97,8 +96,6 @@ class TokenChoice:
   wanted: Sequence[mtf.Tensor] | None = None
   balance_loss: mtf.Tensor | None = None
   gates: mtf.Tensor | None = None
-  updates: Mapping[mtf.Variable, mtf.Tensor] = dataclasses.field(
-      default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +110,6 @@ class ExpertChoice:
     sends_zero_weights: a boolean, whether a token moves whose weight is 0.
     wanted: float32 [..., x], how many tokens wanted each expert, for the
       records; None where tokens want nothing.
-    updates: as of `TokenChoice`.
   """
 
   tokens: mtf.Tensor
@@ -122,8 +118,6 @@ class ExpertChoice:
   gates: mtf.Tensor | None = None
   sends_zero_weights: bool = False
   wanted: mtf.Tensor | None = None
-  updates: Mapping[mtf.Variable, mtf.Tensor] = dataclasses.field(
-      default_factory=dict)
 
 
 class Router:
@@ -244,7 +238,8 @@ def name_of(given) -> str:
   for name, known in _routers.items():
     if known is given or getattr(known, "choose", None) is given:
       return name
-  return getattr(given, "__name__", type(given).__name__)
+  name = getattr(given, "__name__", type(given).__name__)
+  return name if name.isidentifier() else "router"  # A lambda has none.
 
 
 def scope_name(given) -> str:
@@ -319,8 +314,7 @@ def route(
   shared = {
       "experts_dim": experts_dim, "group_dim": scores.group_dim,
       "capacity_dim": capacity_dim, "balance_loss": balance_loss,
-      "z_loss": z_loss, "gates": gates, "importance": importance,
-      "updates": choice.updates}
+      "z_loss": z_loss, "gates": gates, "importance": importance}
   if isinstance(choice, ExpertChoice):
     return routing.ExpertRouting(
         tokens=choice.tokens, weights=choice.weights,

@@ -4,7 +4,7 @@ Shapes: `s` is the group size, `x` the experts and `c` the capacity, after any
 number of batch dimensions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 
@@ -54,7 +54,6 @@ class Routing:
     importance: a Tensor [..., s], 0 for padding, or None where all tokens count
       in full.
     z_loss: float32 scalar, the router z-loss times its own weight, or None.
-    updates: variables that this step moves, and to what.
   """
 
   experts_dim: mtf.Dimension
@@ -64,8 +63,6 @@ class Routing:
   gates: mtf.Tensor
   importance: mtf.Tensor | None = None
   z_loss: mtf.Tensor | None = None
-  updates: Mapping[mtf.Variable, mtf.Tensor] = dataclasses.field(
-      default_factory=dict)
 
   @property
   def batch_dims(self) -> list[mtf.Dimension]:
