@@ -102,6 +102,10 @@ class MoeHparams:
       draws another, or None for the next likeliest.
     moe_top_n_num_experts_per_token: (level) how many experts a token of the
       router "top_n" uses.
+    moe_limited_num_groups: (level) into how many groups the router
+      "group_limited" puts the experts of a level.
+    moe_limited_top_groups: (level) how many of these groups a token may use.
+    moe_limited_top_k: (level) how many experts a token uses in them.
     moe_importance_below: (level) what a choice counts at the next level, one of
       `IMPORTANCES_BELOW`: by its "weight" as mesh_tensorflow's top-2 router has
       it, in full above 0.5, else half; by the "choice", in full if it is the
@@ -172,6 +176,9 @@ class MoeHparams:
       None, knobs.optional(_TEMPERATURE), by_level=True)
   moe_top_n_num_experts_per_token: int = knob(
       3, knobs.positive_integer, by_level=True)
+  moe_limited_num_groups: int = knob(4, knobs.positive_integer, by_level=True)
+  moe_limited_top_groups: int = knob(2, knobs.positive_integer, by_level=True)
+  moe_limited_top_k: int = knob(2, knobs.positive_integer, by_level=True)
   moe_importance_below: str = knob(
       "weight", knobs.one_of(*IMPORTANCES_BELOW), by_level=True)
   moe_dispatch: str = knob("einsum", knobs.one_of(*DISPATCHES))

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import logging
 import math
 
 import gin
@@ -22,6 +23,8 @@ from mtf_moe import recomputation
 from mtf_moe.hparams import ChangeableHparams
 from mtf_moe.hparams import Level
 from mtf_moe.hparams import MoeHparams
+
+_logger = logging.getLogger(__name__)
 
 # LayerStack.recompute_grads needs it, in any program that builds a mixture.
 recomputation.install()
@@ -135,11 +138,13 @@ class _Mixture(transformer.TransformerLayer):
 
     Raises:
       NotImplementedError: with an ensemble.
+      ValueError: if the layer cannot be built, or not decode.
     """
     if context.model.ensemble_dim:
       raise NotImplementedError(
           f"{self._called} does not work with ensembles: set "
           "Unitransformer.ensemble = None.")
+    self._check_routers(context)
     *batch_dims, depth = x.shape.dims
     hparams = self.hparams
     token_dims = _as_batch_and_length(batch_dims)
@@ -174,6 +179,26 @@ class _Mixture(transformer.TransformerLayer):
     if context.losses is not None:
       outputs[0] = recomputation.leave(context.losses, loss, outputs[0])
     return outputs if several else outputs[0]
+
+
+  def _check_routers(self, context):
+    """Raises ValueError, or warns, where experts would choose future tokens."""
+    if not context.model.autoregressive:
+      return
+    for level in self.hparams.levels:
+      if not gating.find(level.router).needs_whole_sequences:
+        continue
+      says = (
+          f"{self._called}.moe_gating = {gating.name_of(level.router)!r} lets "
+          "experts choose among the tokens of whole sequences")
+      if context.mode == "incremental":
+        raise ValueError(
+            f"{says}, and cannot decode one position at a time: use another "
+            'router in a decoder, such as "top_2" or "switch".')
+      if context.train:
+        _logger.warning(
+            "%s: a model that predicts the next token sees later ones by it, "
+            "and cannot decode. Use it in encoders.", says)
 
 
 def _in_place_of_mesh_tensorflows(cls):

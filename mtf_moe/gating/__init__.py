@@ -12,7 +12,9 @@ A router of one's own is a function, or a subclass of `Router`, under a name:
       return gating.TokenChoice([expert], [gate])
 """
 
+from mtf_moe.gating import expert_choice
 from mtf_moe.gating import expert_selection
+from mtf_moe.gating import group_limited
 from mtf_moe.gating import ntlb
 from mtf_moe.gating import switch
 from mtf_moe.gating import switch_max

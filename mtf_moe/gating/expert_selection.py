@@ -14,8 +14,11 @@ class ExpertSelection(switch.SwitchFamily):
   """Each expert takes the tokens that are likeliest among those of the group.
 
   A weight is an expert's probability of the token, over the number of experts
-  that take it.
+  that take it. In a model that predicts the next token, experts would choose by
+  tokens that are not there yet.
   """
+
+  needs_whole_sequences = True
 
   def prepare_logits(self, logits, settings, train):
     return logits

@@ -121,7 +121,14 @@ class ExpertChoice:
 
 
 class Router:
-  """A router. `choose` has to be written, the others where they are needed."""
+  """A router. `choose` has to be written, the others where they are needed.
+
+  Attributes:
+    needs_whole_sequences: whether it chooses among the tokens of whole
+      sequences, so that it cannot decode one position at a time.
+  """
+
+  needs_whole_sequences = False
 
   def prepare_inputs(self, inputs: mtf.Tensor, settings, train: bool
                      ) -> mtf.Tensor:

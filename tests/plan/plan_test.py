@@ -1,6 +1,7 @@
 """Plans, held to sums done by hand and to real lowerings."""
 
 import collections
+import dataclasses
 import json
 import math
 import re
@@ -14,6 +15,7 @@ import tensorflow.compat.v1 as tf
 
 import mtf_moe
 from mtf_moe import levels
+from mtf_moe import mesh_split
 from mtf_moe import simd
 from mtf_moe.plan import __main__ as program
 from mtf_moe.plan import costs
@@ -139,7 +141,7 @@ def test_sizes_are_those_of_the_tensors(plan):
           names[-2:] == ["expert_y_unsplit", "expert_capacity_y"]):
         *batch, group, experts, capacity = [d.size for d in t.shape.dims]
         found[names[-1]].add((batch[0], batch[1], group, experts, capacity))
-  outer, inner = mixture.outer, mixture.inner
+  outer, inner = mixture.levels
   assert {(a * g, s, x, c) for a, g, s, x, c in found["expert_capacity_x"]} == {
       (outer.groups, outer.group_size, outer.experts, outer.capacity)}
   assert {(h, t, y, d) for _, h, t, y, d in found["expert_capacity_y"]} == {
@@ -200,21 +202,24 @@ def test_peak_of_activations_by_hand():
   assert costs.peak_activations(lowered) == 3 * 32
 
 
-def level_pair(x, y, s, c, t, d):
-  dims = {name: mtf.Dimension(*pair) for name, pair in {
-      "a": ("outer_batch", 1), "g": ("batch", 1), "s": ("group_size_x", s),
-      "x": ("expert_x", x), "c": ("expert_capacity_x", c), "h": (
-          "outer_batch", 1), "t": ("group_size_y", t), "y": ("expert_y", y),
-      "d": ("expert_capacity_y", d)}.items()}
-  return (levels.Level([dims["a"]], dims["g"], dims["s"], dims["x"], dims["c"]),
-          levels.Level([dims["x"]], dims["h"], dims["t"], dims["y"], dims["d"]))
+def sized(x, y, s, c, t, d, **hparams):
+  """(levels, hparams) of two levels of these sizes."""
+  hparams = mtf_moe.MoeHparams(moe_num_experts=(x, y), **hparams)
+  batch = [mtf.Dimension("outer_batch", 1), mtf.Dimension("batch", 1)]
+  outer, inner = levels.size(
+      batch, mtf.Dimension("length", 1), hparams, True,
+      mesh_split.MeshSplit(None, None))
+  return [
+      dataclasses.replace(
+          level, group_size=mtf.Dimension(level.group_size.name, group),
+          capacity=mtf.Dimension(level.capacity.name, capacity))
+      for level, group, capacity in ((outer, s, c), (inner, t, d))], hparams
 
 
 def test_balanced_with_room_for_all():
   """Policy "all": of the preferred group of experts two, of the other one."""
   balanced = mixtures.balanced(
-      *level_pair(x=4, y=3, s=32, c=32, t=32, d=32),
-      mtf_moe.MoeHparams(moe_second_policy_train="all"))
+      *sized(x=4, y=3, s=32, c=32, t=32, d=32, moe_second_policy_train="all"))
   assert balanced.lost_tokens == 0
   assert balanced.experts_per_token == 3.0
   # Of 4 buffers of 32 slots for 32 tokens at level one, each is a group, and
@@ -226,8 +231,8 @@ def test_balanced_where_tokens_overflow():
   """One choice of two, a slot each for half of the tokens: by the binomial."""
   size = 16
   balanced = mixtures.balanced(
-      *level_pair(x=2, y=1, s=size, c=size // 2, t=size // 2, d=size // 2),
-      mtf_moe.MoeHparams(moe_second_policy_train="none"))
+      *sized(x=2, y=1, s=size, c=size // 2, t=size // 2, d=size // 2,
+             moe_second_policy_train="none"))
   expected = 2 / size * sum(
       math.comb(size, n) / 2 ** size * (n - size // 2)
       for n in range(size // 2, size + 1))
@@ -269,9 +274,9 @@ def test_findings(bindings, kwargs, said):
 def test_groups_larger_than_asked_for_are_said():
   """128 tokens at 63 are the two groups that two slices need."""
   made = planning.make(configured("MoE2D.group_size = 63"))
-  outer = made.mixtures[0].outer
+  outer = made.mixtures[0].levels[0]
   assert (outer.group_size, outer.asked_group_size) == (64, 63)
-  assert re.search(r"outer +\d+ +64 \(asked for: 63\)", made.text())
+  assert re.search(r"outer +top_2 +\d+ +64 \(asked for: 63\)", made.text())
   assert not any("groups" in finding for finding in made.findings)
 
 
@@ -312,7 +317,7 @@ def test_command_line(capsys):
   main("--json")
   printed = json.loads(capsys.readouterr().out)
   assert printed["costs"]["cores"] == 4 and printed["findings"] == []
-  assert printed["mixtures"][0]["outer"]["capacity"] == SLOTS_X
+  assert printed["mixtures"][0]["levels"][0]["capacity"] == SLOTS_X
   main("--mesh_shape=outer:1,batch:2",
        bindings=["tpu_estimator_model_fn.outer_batch_size = 1"])
   text = capsys.readouterr().out

@@ -1,0 +1,106 @@
+"""Routers that mesh_tensorflow does not have, computed by hand."""
+
+import mesh_tensorflow as mtf
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import mtf_moe
+from mtf_moe import gating
+from tests import harness
+
+
+def combine(router, gates, capacity, importance=None, **settings):
+  """Runs a router on one group of tokens; returns combine [s, x, c], loss."""
+  gates = np.asarray(gates, np.float64)
+  group, experts = (
+      mtf.Dimension(*dim) for dim in zip(("group", "experts"), gates.shape))
+  batch, depth = mtf.Dimension("batch", 1), mtf.Dimension("m", experts.size)
+  arrays = {"inputs": (
+      np.log(np.maximum(gates, 1e-30))[None], [batch, group, depth])}
+  if importance is not None:
+    arrays["importance"] = (np.array([importance]), [batch, group])
+
+  def build(tensors):
+    routed = gating.route(
+        router, tensors["inputs"], None, experts,
+        mtf.Dimension("capacity", capacity),
+        mtf_moe.Level(experts=experts.size, **settings), True,
+        harness.variable_dtype(), importance=tensors.get("importance"))
+    return routed.combine_tensor(tf.float32), routed.balance_loss
+
+  combined, loss = harness.evaluate(
+      build, arrays, lambda name, shape: np.eye(shape[0]))
+  return combined[0], loss
+
+
+# Four tokens, three experts.
+GATES = [[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.5, 0.1, 0.4], [0.1, 0.4, 0.5]]
+
+
+def test_expert_choice():
+  combined, loss = combine("expert_choice", GATES, capacity=2)
+  expected = np.zeros([4, 3, 2])
+  # The two largest gates of every expert, the largest first.
+  expected[0, 0, 0], expected[1, 0, 1] = 0.7, 0.6
+  expected[3, 1, 0], expected[1, 1, 1] = 0.4, 0.3
+  expected[3, 2, 0], expected[2, 2, 1] = 0.5, 0.4
+  np.testing.assert_allclose(combined, expected, atol=1e-6)
+  assert loss == 0
+
+
+def test_expert_choice_takes_no_padding():
+  combined, _ = combine(
+      "expert_choice", GATES, capacity=2, importance=[1.0, 0.0, 0.0, 1.0])
+  assert sorted(set(np.argwhere(combined)[:, 0].tolist())) == [0, 3]
+  np.testing.assert_allclose(
+      combined.sum(axis=(1, 2)), [1.0, 0, 0, 1.0], atol=1e-6)
+
+
+# Six experts in three groups of two.
+SIX = [
+    [0.31, 0.00, 0.20, 0.20, 0.16, 0.13],  # Groups: 0.31, 0.40, 0.29.
+    [0.05, 0.05, 0.45, 0.05, 0.30, 0.10],  # 0.10, 0.50, 0.40.
+]
+
+
+def test_group_limited_choice():
+  """One group: the best one holds the best two experts, or it does not."""
+  combined, _ = combine(
+      "group_limited", SIX, capacity=2, limited_num_groups=3,
+      limited_top_groups=1, limited_top_k=2)
+  expected = np.zeros([2, 6])
+  expected[0, [2, 3]] = 0.5  # And not expert 0, the likeliest of all.
+  expected[1, [2, 3]] = [0.9, 0.1]
+  np.testing.assert_allclose(combined.sum(axis=-1), expected, atol=1e-5)
+
+
+def test_choice_of_two_groups():
+  combined, _ = combine(
+      "group_limited", SIX, capacity=3, limited_num_groups=3,
+      limited_top_groups=2, limited_top_k=3)
+  expected = np.zeros([2, 6])
+  expected[0, [0, 2, 3]] = np.array([0.31, 0.2, 0.2]) / 0.71
+  expected[1, [2, 4, 5]] = np.array([0.45, 0.3, 0.1]) / 0.85
+  np.testing.assert_allclose(combined.sum(axis=-1), expected, atol=1e-5)
+
+
+def test_all_groups_are_top_n():
+  settings = dict(limited_num_groups=3, limited_top_groups=3, limited_top_k=3)
+  limited, loss = combine("group_limited", SIX, capacity=3, **settings)
+  top_n, their_loss = combine("top_n", SIX, capacity=3,
+                              second_policy_train="all")
+  np.testing.assert_allclose(limited, top_n, atol=1e-6)
+  assert loss == pytest.approx(their_loss)
+
+
+@pytest.mark.parametrize("settings, said", [
+    (dict(limited_num_groups=4), "limited_num_groups = 4 does not divide the 6"),
+    (dict(limited_num_groups=3, limited_top_groups=4),
+     "limited_top_groups = 4 is more than limited_num_groups = 3"),
+    (dict(limited_num_groups=3, limited_top_groups=1, limited_top_k=3),
+     "limited_top_k = 3 is more than the 2 experts of limited_top_groups = 1"),
+])
+def test_mistakes(settings, said):
+  with pytest.raises(ValueError, match=said):
+    combine("group_limited", SIX, capacity=2, **settings)
