@@ -208,7 +208,7 @@ def size(batch_dims: list[mtf.Dimension], length: mtf.Dimension,
   canonical = canonical_layout(len(settings), _example_axes(len(settings)))
   for level in sized:
     mesh.check_apart(level.token_dims, canonical)
-    mesh.check_apart(level.expert_dims + level.outer_dims, canonical)
+    mesh.check_apart(level.outer_dims + level.expert_dims, canonical)
   _tell_of_repeats(sized[-1], canonical, mesh)
   return sized
 

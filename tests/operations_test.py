@@ -12,11 +12,13 @@ import tensorflow.compat.v1 as tf
 import mtf_moe
 from mtf_moe import operations
 from mtf_moe.hparams import DISPATCHES
-from mtf_moe.hparams import GATINGS
 from tests import harness
 
 DEPTH = mtf.Dimension("d_model", 6)
 DIMS = [mtf.Dimension("batch", 4), mtf.Dimension("length", 8), DEPTH]
+
+GATINGS = ("top_2", "top_n", "switch", "switch_max", "ntlb", "expert_selection",
+           "group_limited")
 
 
 def graph_of_layer(with_gradients=True, **hparams):
