@@ -28,8 +28,10 @@ PLAN = plan_report.Plan(
             "all-to-all", ("outer", "batch"), 10, 3 * 2 ** 20)]),
     mixtures=[plan_mixtures.Mixture(
         tuple(event_files.LAYERS),
-        plan_mixtures.LevelSizes(2, 2, 256, 160, 1.25, 256),
-        plan_mixtures.LevelSizes(2, 2, 160, 112, 1.5, 128),
+        (plan_mixtures.LevelSizes(
+            "outer", "top_2", 2, 2, 256, 160, 1.25, 256, 4),
+         plan_mixtures.LevelSizes(
+             "inner", "top_2", 2, 2, 160, 112, 1.5, 128, 4)),
         plan_mixtures.Balanced(0.25, 0.01, 0.5), 1.75, 4.0)])
 
 

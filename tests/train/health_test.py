@@ -74,19 +74,19 @@ def test_experts_that_are_not_recorded_one_by_one():
 
 
 SIGNS = {
-    f"{LAYER}/outer/tokens/not_finite": 0.0, f"{LAYER}/outer/router/entropy": 1,
-    f"{LAYER}/inner/router/entropy": 1.0, f"{LAYER}/outer/outputs/rms": 1.0,
-    f"{OTHER}/outer/tokens/not_finite": 0.0,
+    f"{LAYER}/layer/tokens/not_finite": 0.0, f"{LAYER}/outer/router/entropy": 1,
+    f"{LAYER}/inner/router/entropy": 1.0, f"{LAYER}/layer/outputs/rms": 1.0,
+    f"{OTHER}/layer/tokens/not_finite": 0.0,
     f"{OTHER}/outer/router/entropy": 1.0}
 
 
 @pytest.mark.parametrize("changed, named", [
     ({f"{LAYER}/inner/router/entropy": math.nan},
      "the inner router of block_000/layer_001"),
-    ({f"{LAYER}/outer/outputs/rms": math.inf,
-      f"{OTHER}/outer/tokens/not_finite": 64.0},
+    ({f"{LAYER}/layer/outputs/rms": math.inf,
+      f"{OTHER}/layer/tokens/not_finite": 64.0},
      "the experts of block_000/layer_001"),
-    ({f"{OTHER}/outer/tokens/not_finite": 1.0,
+    ({f"{OTHER}/layer/tokens/not_finite": 1.0,
       f"{OTHER}/outer/router/entropy": math.nan},
      "what entered the mixture of block_001/layer_001, from the layers before"),
 ])
