@@ -71,8 +71,11 @@ class Run:
     Returns:
       a string, or None where it is not set to one value on one line
     """
+    # Gin writes modules where the rest of a name would be of two things.
+    scope, slash, plain = name.rpartition("/")
     found = re.findall(
-        rf"^{re.escape(name)} = (\S.*)$", self.config or "", re.MULTILINE)
+        rf"^{re.escape(scope + slash)}(?:mtf_moe\.)?{re.escape(plain)} = "
+        r"(\S.*)$", self.config or "", re.MULTILINE)
     return found[0] if len(found) == 1 and found[0] != "\\" else None
 
 

@@ -55,7 +55,7 @@ def test_layers_have_short_names():
 def test_tags_that_are_not_known_change_nothing():
   tags = event_files.mixture(LAYERS[0])
   further = {f"moe/{LAYERS[0]}/outer/{metric}": 1.0 for metric in (
-      "router/logits_rms", "experts/outputs_rms", "tokens/not_finite",
+      "router/logits_rms", "experts/outputs_rms",
       "load/min_over_mean", "load/expert_of_the_day", "new")}
   # Recorded once, where the others were twice; and a layer of which too little
   # is known.
