@@ -42,18 +42,19 @@ def loss(names: Names) -> str:
 
 def loads(names: Names, layers: Sequence[mixtures.Layer]) -> str:
   numbers = {len(layer.levels) for layer in layers} or {2}
-  columns = {1: "A column is an expert."}
-  columns = [columns.get(number, "A column is a group of experts of level one.")
-             for number in sorted(numbers)]
-  if len(set(columns)) > 1:
-    columns = ["With one level, a column is an expert; with more, it is a "
-               "group of experts of level one."]
+  if 1 not in numbers:
+    column = "A column is a group of experts of level one."
+  elif len(numbers) == 1:
+    column = "A column is an expert."
+  else:
+    column = ("With one level, a column is an expert; with more, it is a group "
+              "of experts of level one.")
   return (
       "How many tokens wanted each expert, before any was dropped, relative to "
       "an even share: 1 is even, 2 is twice as many. Good is pale everywhere, "
       "with numbers near 1. Bad is a few brown experts among blue ones near 0, "
       f"which take memory and learn nothing: raise {names.of('loss_coef')}. "
-      f"{columns[0]}")
+      f"{column}")
 
 
 def tokens(layers: Sequence[mixtures.Layer]) -> str:

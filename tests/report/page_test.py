@@ -136,6 +136,7 @@ def test_layers_of_one_and_of_three_levels(tmp_path):
                    + [("scatter", "whole")] * 4 + [("scatter", None)] * 12)
   assert [trace["name"] for trace in text.plots[7]["data"]] == [
       "layer 1", "layer 2", "even"]
+  assert text.plots[7]["data"][-1]["x"] == [1, 100]
 
 
 def test_a_single_record_is_a_bar(tmp_path):
