@@ -26,8 +26,10 @@ class Names:
             self._layers, name, number))
 
   def set_to(self, name: str, value) -> str:
-    """Such as "`MoE2D.z_loss = 0.001`"."""
-    return f"`{layer_facts.settings(self._layers, name, value)}`"
+    """Such as "`MoE2D.z_loss = 0.001`", or several of that kind."""
+    return " and ".join(
+        f"`{parameter.name} = {value!r}`"
+        for parameter in layer_facts.parameters(self._layers, name))
 
 
 def loss(names: Names) -> str:
