@@ -21,6 +21,11 @@ ENTROPY = "router/entropy"
 OUTPUTS = "outputs/rms"
 MAX_LOAD = "load/max_over_mean"
 MIN_LOAD = "load/min_over_mean"
+# The share of one expert: its place at each level behind it, such as "2_0".
+EXPERT_LOAD = "load/expert_"
+
+# Older runs have these under their first level.
+_OF_LAYER = (NOT_FINITE, OUTPUTS)
 
 _TAG = re.compile(
     r"moe/(?:(?P<scope>.+?)/)?(?P<level>outer|inner|level_\d+|layer)/"
@@ -60,8 +65,26 @@ class Tag:
 def parse(tags: Iterable[str]) -> dict[str, Tag]:
   """The parts of each tag that is of a mixture, in the same order."""
   found = ((tag, _TAG.fullmatch(tag)) for tag in tags)
-  return {tag: Tag(match["scope"] or "", match["level"], match["metric"])
-          for tag, match in found if match}
+  return {tag: _of(match) for tag, match in found if match}
+
+
+def _of(match):
+  metric = match["metric"]
+  level = LAYER if metric in _OF_LAYER else match["level"]
+  return Tag(match["scope"] or "", level, metric)
+
+
+def expert_of(metric: str) -> tuple[int, ...] | None:
+  """Whose load a metric is: an index a level, the first one first.
+
+  Args:
+    metric: such as "load/expert_2_0".
+
+  Returns:
+    such as (2, 0), or None where the metric is not of one expert
+  """
+  found = re.fullmatch(rf"{EXPERT_LOAD}(\d+(?:_\d+)*)", metric)
+  return tuple(map(int, found[1].split("_"))) if found else None
 
 
 def number_of(level: str) -> int:

@@ -32,7 +32,9 @@ def graph_of_layer(with_gradients=True, **hparams):
         inputs, DEPTH, mtf_moe.MoeHparams(**{
             "moe_num_experts": (2, 2), "moe_hidden_size": 8,
             "moe_z_loss": 0.1, "moe_use_second_place_loss": True,
-            "moe_word_embed_mode": "add", "moe_dropout_rate": 0.5, **hparams}),
+            "moe_word_embed_mode": "add", "moe_dropout_rate": 0.5,
+            "moe_top_n_num_experts_per_token": 2, "moe_ntlb_top_k": 2,
+            "moe_limited_num_groups": 2, **hparams}),
         True, harness.variable_dtype(), token_embeddings=inputs,
         nonpadding=mtf.ones(mesh, inputs.shape[:-1]))
     if with_gradients:

@@ -16,6 +16,7 @@ from mesh_tensorflow.transformer import transformer
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
+from mtf_moe import layer_records
 from mtf_moe import mesh_split
 from mtf_moe.run import gin_values
 from mtf_moe.run import layouts
@@ -230,7 +231,7 @@ class ConfiguredModel:
                  for v in graph.all_variables}
     return variables, parameters
 
-  @functools.cached_property
+  @property
   def training_graph(self) -> tf.Graph:
     """A graph with all variables of training, and nothing to run.
 
@@ -240,6 +241,15 @@ class ConfiguredModel:
       ValueError: if no optimizer is configured, or it cannot train the model,
         or there is no learning rate.
     """
+    return self._training[0]
+
+  @property
+  def layers(self) -> list[layer_records.LayerRecord]:
+    """The mixtures in training; errors as of `training_graph`."""
+    return self._training[1]
+
+  @functools.cached_property
+  def _training(self):
     optimizer = self.run.get("optimizer")
     if not callable(optimizer):
       raise ValueError(
@@ -264,7 +274,7 @@ class ConfiguredModel:
             f"give a part of the names of some, such as {trained[0].name!r}, "
             "or None for all of them.")
       optimization.apply(optimizer, rate, *map(list, zip(*pairs)))
-    return tf_graph
+    return tf_graph, layer_records.of(graph)
 
 
 def _variable_filter(given):

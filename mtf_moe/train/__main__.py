@@ -19,10 +19,12 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe import recomputation
 from mtf_moe.run import config_files
+from mtf_moe.run import layer_facts
 from mtf_moe.run import machines
 from mtf_moe.run import mistakes
 from mtf_moe.run import patches
 from mtf_moe.run import paths
+from mtf_moe.run.layer_facts import LayerFacts
 from mtf_moe.train import checkpoints
 from mtf_moe.train import console
 from mtf_moe.train import evaluation
@@ -116,6 +118,7 @@ def _enter_model_directory(stack, model_dir, configured):
   stack.enter_context(patches.beginning_from(
       taken.beginning.init_checkpoint if taken else None))
   made_with.keep(model_dir, record)
+  layer_facts.keep(model_dir, map(LayerFacts.of, configured.layers))
   console.note(f"command: {model_directory.save_command(model_dir)}")
   model_directory.keep_config(model_dir)
 

@@ -37,9 +37,9 @@ def evaluate(run, with_dropless=False):
 
   Args:
     run: mesh_tensorflow's `run`, with its arguments but for those of gin.
-    with_dropless: a boolean: evaluate once more with MoE2D.dropless_eval, into
-      a directory whose name ends in "dropless", and report the difference,
-      which is what the model loses by its capacities.
+    with_dropless: a boolean: evaluate once more with dropless_eval = True in
+      all mixtures, into a directory whose name ends in "dropless", and report
+      the difference, which is what the model loses by its capacities.
   """
   report = _Report(gin.get_bindings("utils.run"))
   with patches.changed_estimators(functools.partial(_Watched, report=report)):
@@ -169,7 +169,9 @@ class _Report:
     suffix = _DROPLESS if self._suffix is None else (
         f"{self._suffix}_{_DROPLESS}")
     with gin.unlock_config():
-      gin.bind_parameter("mtf_moe.MoE2D.dropless_eval", True)
+      for layer in gin_values.in_scopes(
+          "dropless_eval", "mtf_moe.MoE1D", "mtf_moe.MoE2D", "mtf_moe.MoE"):
+        gin.bind_parameter(f"{layer}.dropless_eval", True)
       gin.bind_parameter("utils.run.eval_dir_suffix", suffix)
       # A newer one may have been written in the meantime.
       gin.bind_parameter("utils.run.eval_checkpoint_step", sorted(

@@ -163,16 +163,10 @@ def keep(model_dir: str, record: Record):
   Raises:
     ValueError: if a directory is in its place.
   """
-  path = os.path.join(model_dir, FILE)
-  for name in (path, f"{path}.tmp"):
-    if tf.io.gfile.isdir(name):
-      raise ValueError(
-          f"{name} is a directory, and a run writes a file of that name: "
-          "remove it, or choose another --model_dir.")
-  with tf.io.gfile.GFile(f"{path}.tmp", "w") as f:
-    f.write(json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True,
-                       default=str) + "\n")
-  tf.io.gfile.rename(f"{path}.tmp", path, overwrite=True)
+  paths.replace_text(
+      os.path.join(model_dir, FILE),
+      json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True,
+                 default=str) + "\n")
 
 
 def _record(content):

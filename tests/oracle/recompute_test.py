@@ -97,13 +97,16 @@ def test_equal_to_the_reference(case, dispatch, dtype):
 
 
 @pytest.mark.parametrize("dispatch", DISPATCHES)
-@pytest.mark.parametrize("gating", ["switch", ("top_2", "switch")], ids=str)
+@pytest.mark.parametrize("gating", [
+    "switch", ("top_2", "switch"), ("ntlb", "expert_selection")], ids=str)
 def test_other_routers_compute_what_they_do_plainly(gating, dispatch):
   case = Case(importance="absent")
-  results = run(case, **{
-      name: layer(mtf_moe.transformer_moe_layer_v2, case, recomputed,
-                  moe_gating=gating, moe_dispatch=dispatch)
-      for name, recomputed in (("plain", False), ("recomputed", True))})
+  with comparison.same_draws():
+    results = run(case, **{
+        name: layer(mtf_moe.transformer_moe_layer_v2, case, recomputed,
+                    moe_gating=gating, moe_dispatch=dispatch,
+                    moe_ntlb_top_k=2)
+        for name, recomputed in (("plain", False), ("recomputed", True))})
   assert_equal(results["recomputed"], results["plain"], 0.0)
 
 

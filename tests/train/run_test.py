@@ -51,7 +51,7 @@ def check_report(model):
   run, = runs.read([str(model)])
   assert run.scalars["loss"].steps.tolist() == [1, 5]
   layer, = mixtures.find(run)
-  assert layer.levels["inner"].steps.tolist() == [1, 5]
+  assert layer.level("inner").steps.tolist() == [1, 5]
   (name, evaluation), = run.evaluations.items()
   assert name.startswith("eval_") and "neg_log_perplexity" in evaluation
   assert all(tag.steps.tolist() == [6] for tag in evaluation.values())
