@@ -15,6 +15,7 @@ import tensorflow.compat.v1 as tf
 from mtf_moe import recomputation
 from tests import gin_config
 from tests import harness
+from tests.oracle import comparison
 
 VOCAB_SIZE = 32
 IDS = np.random.default_rng(0).integers(3, VOCAB_SIZE, size=(2, 2, 8))

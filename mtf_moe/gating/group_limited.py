@@ -8,6 +8,7 @@ node are a group and a token is sent to a few nodes only: node-limited routing.
 import mesh_tensorflow as mtf
 
 from mtf_moe import knobs
+from mtf_moe import operations
 from mtf_moe.gating import losses
 from mtf_moe.gating import router
 from mtf_moe.gating import selection
@@ -59,7 +60,7 @@ class GroupLimited(router.Router):
         gates, gates.shape.dims[:-1] + [group_dim, member_dim])
     best = mtf.Dimension(
         "best", min(_EXPERTS_OF_A_GROUP, member_dim.size))
-    largest, _ = mtf.top_k(by_group, member_dim, best)
+    largest, _ = operations.top_k(by_group, member_dim, best)
     left = mtf.reduce_sum(largest, reduced_dim=best)  # [..., s, groups]
     chosen = 0.0
     for _ in range(kept):

@@ -3,6 +3,7 @@
 import mesh_tensorflow as mtf
 
 from mtf_moe import knobs
+from mtf_moe import operations
 from mtf_moe.gating import losses
 from mtf_moe.gating import router
 from mtf_moe.gating import switch
@@ -30,7 +31,7 @@ class NoTokenLeftBehind(switch.SwitchFamily):
     rounds = mtf.Dimension("k", k)
     gates, experts = (
         mtf.unstack(values, rounds)
-        for values in mtf.top_k(scores.gates, x, rounds))  # k times [..., s]
+        for values in operations.top_k(scores.gates, x, rounds))  # k times [..., s]
     masks = [mtf.one_hot(expert, x) * scores.used
              for expert in experts]  # k times [..., s, x]
 

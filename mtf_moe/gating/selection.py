@@ -61,7 +61,8 @@ def top_k_tokens(gates: mtf.Tensor, group_dim, capacity_dim
   """
   taken_dim = mtf.Dimension(
       capacity_dim.name, min(capacity_dim.size, group_dim.size))
-  values, tokens = mtf.top_k(gates, group_dim, taken_dim)  # [..., x, <= c]
+  values, tokens = operations.top_k(
+      gates, group_dim, taken_dim)  # [..., x, <= c]
   missing = capacity_dim.size - taken_dim.size
   if missing:
     values, tokens = (
