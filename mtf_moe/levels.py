@@ -14,8 +14,8 @@ from mtf_moe import grouping
 from mtf_moe import hparams as hparams_lib
 from mtf_moe import knobs
 from mtf_moe.mesh_split import DEPTH_ON_THE_WAY
-from mtf_moe.mesh_split import MeshSplit
 from mtf_moe.mesh_split import OUTER_BATCH
+from mtf_moe.mesh_split import MeshSplit
 
 _logger = logging.getLogger(__name__)
 

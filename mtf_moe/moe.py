@@ -6,14 +6,7 @@ Signatures are the same, parameters that are new come last.
 """
 
 from mtf_moe.gating import dense
-from mtf_moe.grouping import _split_into_groups
 from mtf_moe.hparams import MoeHparams
-from mtf_moe.layer import transformer_moe_layer
-from mtf_moe.layer import transformer_moe_layer_v1
-from mtf_moe.layer import transformer_moe_layer_v2
-from mtf_moe.transformer_layers import MoE
-from mtf_moe.transformer_layers import MoE1D
-from mtf_moe.transformer_layers import MoE2D
 
 _ntlb_gating = dense.gating("ntlb")
 _switch_gating = dense.gating("switch")

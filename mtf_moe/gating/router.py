@@ -350,7 +350,7 @@ def _check(choice, scores, router):
     k = len(choice.experts)
     for name in ("weights", "wanted"):
       values = getattr(choice, name)
-      if values is not None and len(values) != k or not k:
+      if (values is not None and len(values) != k) or not k:
         raise ValueError(
             f"The router {called!r} returned {k} experts and {len(values)} "
             f"{name} for each token: return as many of both, one at least.")

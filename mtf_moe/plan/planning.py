@@ -14,7 +14,6 @@ from mtf_moe.plan import report
 from mtf_moe.plan import step
 from mtf_moe.run.configured_model import ConfiguredModel
 
-
 # On the meshes that are suggested.
 CANONICAL_LAYOUT = levels.canonical_layout(2, ["outer", "batch"])
 
