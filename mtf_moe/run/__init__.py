@@ -1,1 +1,2 @@
-"""What the programs share: gin files, and the model that gin configures."""
+"""What the programs share: gin files, the model that gin configures, the console.
+"""

@@ -19,12 +19,12 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe import recomputation
 from mtf_moe.run import config_files
+from mtf_moe.run import console
 from mtf_moe.run import machines
 from mtf_moe.run import mistakes
 from mtf_moe.run import patches
 from mtf_moe.run import paths
 from mtf_moe.train import checkpoints
-from mtf_moe.train import console
 from mtf_moe.train import evaluation
 from mtf_moe.train import export
 from mtf_moe.train import health

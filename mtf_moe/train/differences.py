@@ -15,8 +15,8 @@ from typing import Any
 
 import gin
 
+from mtf_moe.run import console
 from mtf_moe.run import gin_values
-from mtf_moe.train import console
 from mtf_moe.train.made_with import MadeWith
 
 

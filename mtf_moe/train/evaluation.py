@@ -17,9 +17,9 @@ import gin
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.run import configured_model
+from mtf_moe.run import console
 from mtf_moe.run import gin_values
 from mtf_moe.run import patches
-from mtf_moe.train import console
 from mtf_moe.train import progress
 from mtf_moe.train import text_data
 from mtf_moe.train import text_files

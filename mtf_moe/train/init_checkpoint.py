@@ -17,11 +17,11 @@ import gin
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import console
 from mtf_moe.run import gin_values
 from mtf_moe.run import paths
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import checkpoints
-from mtf_moe.train import console
 from mtf_moe.train import saved_variables
 from mtf_moe.train.made_with import Beginning
 

@@ -16,10 +16,10 @@ import gin
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import console
 from mtf_moe.run import gin_values
 from mtf_moe.run import paths
 from mtf_moe.run.configured_model import ConfiguredModel
-from mtf_moe.train import console
 from mtf_moe.train import fingerprints
 from mtf_moe.train import run_mode
 from mtf_moe.train import text_data

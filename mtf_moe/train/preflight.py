@@ -12,11 +12,11 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe.run import arithmetic
 from mtf_moe.run import configured_model
+from mtf_moe.run import console
 from mtf_moe.run import gin_values
 from mtf_moe.run import optimization
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import checkpoints
-from mtf_moe.train import console
 from mtf_moe.train import differences
 from mtf_moe.train import export
 from mtf_moe.train import init_checkpoint

@@ -6,7 +6,7 @@ import sys
 import tensorflow.compat.v1 as tf
 import tqdm
 
-from mtf_moe.train import console
+from mtf_moe.run import console
 from mtf_moe.train import hooks
 from mtf_moe.train import records as records_lib
 from mtf_moe.train import reproducible

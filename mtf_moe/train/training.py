@@ -5,7 +5,7 @@ from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 from tensorflow_estimator import estimator as tf_estimator
 
-from mtf_moe.train import console
+from mtf_moe.run import console
 from mtf_moe.train import health
 from mtf_moe.train import hooks as hooks_lib
 from mtf_moe.train import made_with

@@ -84,7 +84,7 @@ def heard(monkeypatch):
   lines = []
   for name in ("say", "warn"):
     monkeypatch.setattr(
-        f"mtf_moe.train.console.{name}",
+        f"mtf_moe.run.console.{name}",
         lambda text, name=name: lines.append(f"{name}: {text}"))
   return lines
 
