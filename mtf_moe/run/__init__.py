@@ -1,2 +1,1 @@
-"""What the programs share: gin files, the model that gin configures, the console.
-"""
+"""What programs share: gin files, the model they configure, the console."""

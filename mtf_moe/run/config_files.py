@@ -19,7 +19,7 @@ from mesh_tensorflow.transformer import utils
 
 from mtf_moe.run import mistakes
 from mtf_moe.run import unused
-from mtf_moe.run import values
+from mtf_moe.run import value_kinds
 
 flags.DEFINE_multi_string(
     "module_import", [], "Python modules to import first, such as those that "
@@ -84,7 +84,7 @@ def check(sources: Sequence[unused.Source] = ()):
     ValueError: if something is not allowed, or has no effect.
   """
   _check_macros()
-  values.check()
+  value_kinds.check()
   unused.check(sources)
 
 

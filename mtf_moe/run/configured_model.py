@@ -17,7 +17,7 @@ from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
 from mtf_moe import levels
-from mtf_moe.run import gin_values
+from mtf_moe.run import gin_bindings
 from mtf_moe.run import layouts
 from mtf_moe.run import optimization
 
@@ -216,14 +216,13 @@ class ConfiguredModel:
 
   @property
   def parameters(self) -> dict[str, dict]:
-    """What gin gave to all that the model consists of (`gin_values.recorded`).
-    """
+    """What gin gave to all parts of the model (`gin_bindings.recorded`)."""
     return self._built[1]
 
   @functools.cached_property
   def _built(self):
     """Shapes and types of the model's variables; and its parameters."""
-    with tf.Graph().as_default(), gin_values.recorded() as parameters:
+    with tf.Graph().as_default(), gin_bindings.recorded() as parameters:
       graph = mtf.Graph()
       self.loss(mtf.Mesh(graph, "variables"), self.mode)
     variables = {v.name: (v.shape.to_integer_list, v.master_dtype)
@@ -309,7 +308,7 @@ def bound(name: str):
 
   Of the others none is looked at: they may be about to ask for this one.
   """
-  return gin_values.bound("utils.run", name)
+  return gin_bindings.bound("utils.run", name)
 
 
 def batch_size() -> int:

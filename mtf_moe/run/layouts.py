@@ -8,7 +8,7 @@ from gin import config as gin_config
 import mesh_tensorflow as mtf
 
 from mtf_moe import levels
-from mtf_moe.run import gin_values
+from mtf_moe.run import gin_bindings
 
 _logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def check_is_set():
   mesh_tensorflow's default asks for that of a TPU, without a word of the mesh.
   """
   run = gin.get_bindings("utils.run", resolve_references=False)
-  mesh_shape, _ = gin_values.resolved(run.get("mesh_shape"))
+  mesh_shape, _ = gin_bindings.resolved(run.get("mesh_shape"))
   if isinstance(mesh_shape, gin_config.ConfigurableReference):
     if mesh_shape.configurable.name != "tpu_mesh_shape" or (
         "tpu_topology" in gin.get_bindings(

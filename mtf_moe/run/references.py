@@ -10,7 +10,7 @@ from typing import Any
 
 from gin import config as gin_config
 
-from mtf_moe.run import gin_values
+from mtf_moe.run import gin_bindings
 
 _Reference = gin_config.ConfigurableReference
 
@@ -47,7 +47,7 @@ def check(key: str, name: str, value: Any):
   """
   for one in value if isinstance(value, (list, tuple)) else [value]:
     if not (isinstance(one, _Reference)
-            and gin_values.is_of_packages(one.configurable)):
+            and gin_bindings.is_of_packages(one.configurable)):
       continue
     made_by = one.configurable.wrapped
     needed = _NEEDED.get(key)
@@ -128,4 +128,4 @@ def _is_layer(item):
   made_by = item.configurable.wrapped
   if inspect.isclass(made_by):
     return hasattr(made_by, "set_name")  # Which mesh_tensorflow calls.
-  return not gin_values.is_of_packages(item.configurable)
+  return not gin_bindings.is_of_packages(item.configurable)

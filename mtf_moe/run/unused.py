@@ -19,7 +19,7 @@ from gin import config_parser
 import mesh_tensorflow as mtf
 from mesh_tensorflow.transformer import transformer
 
-from mtf_moe.run import gin_values
+from mtf_moe.run import gin_bindings
 
 _LOST = ("has no effect: what takes this macro from the package's files is set "
          "otherwise.")
@@ -149,7 +149,7 @@ def _of_binding(statement, references):
   for reference in references:
     used = reference.configurable
     is_of_gin = used.wrapped.__module__.startswith("gin.")
-    if not (is_of_gin or gin_values.is_of_packages(used)):
+    if not (is_of_gin or gin_bindings.is_of_packages(used)):
       return None  # What a user's own code runs, gin does not know.
     if _makes(used.wrapped, configurable):
       return None

@@ -16,7 +16,7 @@ from typing import Any
 import gin
 
 from mtf_moe.run import console
-from mtf_moe.run import gin_values
+from mtf_moe.run import gin_bindings
 from mtf_moe.train.made_with import MadeWith
 
 
@@ -232,4 +232,4 @@ def _macro_of(name):
     bindings = gin.get_bindings(configurable, resolve_references=False)
   except ValueError:
     return None
-  return gin_values.macro_name(bindings.get(parameter))
+  return gin_bindings.macro_name(bindings.get(parameter))

@@ -17,7 +17,7 @@ from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.run import console
-from mtf_moe.run import gin_values
+from mtf_moe.run import gin_bindings
 from mtf_moe.run import paths
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import fingerprints
@@ -77,7 +77,7 @@ class MadeWith:
         model, own,
         {f"get_variable_dtype.{name}": getattr(types, name).name
          for name in ("master_dtype", "slice_dtype", "activation_dtype")},
-        {"run.optimizer": gin_values.described(_raw_run().get("optimizer"))},
+        {"run.optimizer": gin_bindings.described(_raw_run().get("optimizer"))},
         _vocabulary(run.get("vocabulary")), _data(run),
         {"train_model.seed": _seed()}, _versions())
 
@@ -194,7 +194,7 @@ def _model(configured, run):
     scope, _, selector = call.rpartition("/")
     kind = known if selector.startswith(_KNOWN) else own
     name = "/".join(filter(None, [scope, selector.rpartition(".")[2]]))
-    kind.update({f"{name}.{parameter}": gin_values.described(value)
+    kind.update({f"{name}.{parameter}": gin_bindings.described(value)
                  for parameter, value in parameters.items()})
   return known, own
 
@@ -215,16 +215,16 @@ def _vocabulary(vocabulary):
 
 def _data(run):
   """Of modes that read what they were trained on, or the like of it."""
-  reference, _ = gin_values.resolved(_raw_run().get("train_dataset_fn"))
+  reference, _ = gin_bindings.resolved(_raw_run().get("train_dataset_fn"))
   if reference is None or run_mode.get() not in ("train", "perplexity_eval") or(
       run_mode.get() != "train" and run.get("eval_dataset_fn") is not None):
     return {}
-  data = {"run.train_dataset_fn": gin_values.described(reference)}
+  data = {"run.train_dataset_fn": gin_bindings.described(reference)}
   if isinstance(reference, gin.config.ConfigurableReference):
     selector = reference.configurable.selector
     name = selector.rpartition(".")[2]
     data.update({
-        f"{name}.{parameter}": gin_values.described(value)
+        f"{name}.{parameter}": gin_bindings.described(value)
         for parameter, value in gin.get_bindings(
             selector, resolve_references=False).items()})
   if run.get("train_dataset_fn") is text_data.text_dataset:

@@ -20,7 +20,7 @@ import gin
 from gin import config as gin_config
 import tensorflow.compat.v1 as tf
 
-from mtf_moe.run import gin_values
+from mtf_moe.run import gin_bindings
 from mtf_moe.run import references
 
 # A check returns the value to use, or raises ValueError with what is allowed.
@@ -37,10 +37,10 @@ def check():
   """
   for (scope, selector), parameters in list(gin_config._CONFIG.items()):
     configurable = gin_config._REGISTRY[selector]
-    if not gin_values.is_of_packages(configurable):
+    if not gin_bindings.is_of_packages(configurable):
       continue
     for parameter, bound in list(parameters.items()):
-      value, macro = gin_values.resolved(bound)
+      value, macro = gin_bindings.resolved(bound)
       name = gin_config._format_binding_key(scope, selector, parameter)
       references.check(f"{configurable.name}.{parameter}", name, value)
       accepted = _accepted(configurable, parameter, value, name, macro)
@@ -236,7 +236,7 @@ def _lengths_by_feature(value):
     raise ValueError(
         f"has {wrong!r}: write positive integers by the name of the feature, "
         'such as {"inputs": 128, "targets": 128}')
-  run = functools.partial(gin_values.bound, "utils.run")
+  run = functools.partial(gin_bindings.bound, "utils.run")
   # Which else has no inputs.
   continues = run("mode") in ("infer", "export_infer", "export")
   only_targets = run("model_type") in ("lm", "delimited_lm") and not continues

@@ -3,7 +3,6 @@
 import gin
 import pytest
 
-from mtf_moe.run import values
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import beam_search
 from mtf_moe.train import evaluation
@@ -13,7 +12,7 @@ from mtf_moe.train import training
 from tests import gin_config
 
 # What gin knows of.
-assert all((beam_search, evaluation, sampling, text_data, training, values))
+assert all((beam_search, evaluation, sampling, text_data, training))
 
 FILES = ["models/lm_tiny.gin", "meshes/cpu_1.gin", "data/bytes.gin"]
 
