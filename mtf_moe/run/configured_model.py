@@ -303,14 +303,6 @@ def check_vocabulary(vocabulary):
           "@mtf_moe.ByteVocabulary() or @mtf_moe.SentencePieceVocabulary().")
 
 
-def bound(name: str):
-  """The value that gin binds to a parameter of `run`, or None.
-
-  Of the others none is looked at: they may be about to ask for this one.
-  """
-  return gin_bindings.bound("utils.run", name)
-
-
 def batch_size() -> int:
   """The sequences of a batch, of the configuration.
 
@@ -318,12 +310,13 @@ def batch_size() -> int:
     ValueError: as `sequences_per_batch`, or if there is no mesh.
   """
   layouts.check_is_set()
-  shape = layouts.mesh_shape(bound("mesh_shape"))
-  given = bound("batch_size")
+  run = functools.partial(gin_bindings.bound, "utils.run")
+  shape = layouts.mesh_shape(run("mesh_shape"))
+  given = run("batch_size")
   return sequences_per_batch(
       {} if given is None else {"batch_size": given},
-      _by_feature(bound("sequence_length")), shape,
-      layouts.layout_rules(bound("layout_rules"), shape))
+      _by_feature(run("sequence_length")), shape,
+      layouts.layout_rules(run("layout_rules"), shape))
 
 
 def _by_feature(lengths):
