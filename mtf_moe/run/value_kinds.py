@@ -123,24 +123,40 @@ def _anything(value):
   return value
 
 
-def _integer(lowest: int | None = 1, none=False, functions=False) -> _Check:
-  """A check for integers from `lowest` on, and for None where it means none."""
-  allowed = {None: "an integer", 1: "a positive integer"}.get(
-      lowest, f"an integer of {lowest} or more")
+def _check_that(convert: Callable[[Any], Any], allowed: str, none: bool,
+                functions: bool) -> _Check:
+  """A check for what `convert` makes a number of, and not None.
+
+  And for None itself and references to functions, where these are allowed too.
+  """
   if none:
     allowed += ", or None"
 
-  def check_integer(value):
+  def check_number(value):
     if value is None and none:
       return value
     if isinstance(value, gin_config.ConfigurableReference) and functions:
       return value
-    number = as_integer(value)
-    if number is None or (lowest is not None and number < lowest):
+    number = convert(value)
+    if number is None:
       raise ValueError(f"must be {allowed}")
     return number
 
-  return check_integer
+  return check_number
+
+
+def _integer(lowest: int | None = 1, none=False, functions=False) -> _Check:
+  """A check for integers, from `lowest` on where there is one."""
+
+  def convert(value):
+    number = as_integer(value)
+    if number is None or (lowest is not None and number < lowest):
+      return None
+    return number
+
+  allowed = {None: "an integer", 1: "a positive integer"}.get(
+      lowest, f"an integer of {lowest} or more")
+  return _check_that(convert, allowed, none, functions)
 
 
 def as_integer(value) -> int | None:
@@ -155,6 +171,15 @@ def as_integer(value) -> int | None:
 def _number(lowest=0.0, below=math.inf, none=False, above=None,
             functions=False) -> _Check:
   """A check for finite numbers, from `lowest` or above `above`, to `below`."""
+
+  def convert(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (
+        math.isfinite(value) and value < below
+        and (lowest is None or value >= lowest)
+        and (above is None or value > above)):
+      return None
+    return value
+
   allowed = "a number"
   if above is not None:
     allowed += f" above {above:g}"
@@ -162,22 +187,7 @@ def _number(lowest=0.0, below=math.inf, none=False, above=None,
     allowed += f" of {lowest:g} or more"
   if below < math.inf:
     allowed += f" and below {below:g}"
-  if none:
-    allowed += ", or None"
-
-  def check_number(value):
-    if value is None and none:
-      return value
-    if isinstance(value, gin_config.ConfigurableReference) and functions:
-      return value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (
-        math.isfinite(value) and value < below
-        and (lowest is None or value >= lowest)
-        and (above is None or value > above)):
-      raise ValueError(f"must be {allowed}")
-    return value
-
-  return check_number
+  return _check_that(convert, allowed, none, functions)
 
 
 def _factors(value):
