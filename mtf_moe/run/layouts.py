@@ -58,7 +58,7 @@ def mesh_shape(value) -> mtf.Shape:
     ValueError: if it is none, or no dimension has a size.
   """
   example = "outer:4,batch:4"
-  if isinstance(value, str):
+  if not isinstance(value, mtf.Shape):
     sizes = _pairs(value, "run.mesh_shape", example)
     names = [name for name, _ in sizes]
     for name, size in sizes:
@@ -83,7 +83,7 @@ def layout_rules(value, shape: mtf.Shape) -> mtf.LayoutRules:
   Raises:
     ValueError: if it is none, or splits a dimension twice.
   """
-  if isinstance(value, str):
+  if not isinstance(value, mtf.LayoutRules):
     _pairs(value, "run.layout_rules", levels.CANONICAL_LAYOUT)
   layout = _parsed(mtf.convert_to_layout_rules, "run.layout_rules", value,
                    levels.CANONICAL_LAYOUT)
@@ -131,9 +131,15 @@ def check_tensors(tensors: Iterable[mtf.Tensor], mesh: levels.MeshSplit):
 
 
 def _pairs(value, name, example):
-  """The pairs of a string, or a ValueError that names the parameter."""
-  pairs = [tuple(part.strip() for part in pair.split(":"))
-           for pair in value.split(",") if pair.strip()]
+  """Pairs of strings, or a ValueError that names the parameter."""
+  pairs = value
+  if isinstance(value, str):
+    pairs = [pair.split(":") for pair in value.split(",") if pair.strip()]
+  # Of other collections, mtf takes whatever they have for pairs.
+  if not isinstance(pairs, (list, tuple)) or not all(
+      isinstance(pair, (list, tuple)) for pair in pairs):
+    raise _unreadable(value, name, example)
+  pairs = [tuple(str(part).strip() for part in pair) for pair in pairs]
   if any(len(pair) != 2 or not all(pair) for pair in pairs):
     raise _unreadable(value, name, example)
   return pairs
