@@ -86,7 +86,8 @@ def _check_of(configurable, parameter) -> _Check | None:
   if default is inspect.Parameter.empty:
     return None
   if inspect.isroutine(default) or inspect.isclass(default):
-    return references.function("@" + default.__name__)
+    return references.function(
+        "@" + default.__name__, classes=inspect.isclass(default))
   if isinstance(default, bool):
     return _boolean
   if isinstance(default, int):
@@ -344,8 +345,7 @@ _TABLE: dict[str, _Check] = {
     "run.mesh_devices": _devices,
     "infer_model.checkpoint_paths": _paths,
     "files": references.function("@mtf_moe.TextFiles()", none=True),
-    "Unitransformer.loss_fn": references.function(
-        "@adaptive_softmax.adaptive_softmax_loss_fn", none=True),
+    "Unitransformer.loss_fn": references.loss_function,
     "run.perplexity_eval_steps": _integer(none=True),
     "run.sequence_length": _lengths,
     "run.total_run_steps": _integer(none=True),
@@ -380,6 +380,7 @@ _TABLE: dict[str, _Check] = {
     "sublayer_rezero.initial_value": _number(lowest=None),
     "constant_learning_rate.learning_rate": _number(),
     "linear_warmup.steps_or_fraction": _number(),
+    "linear_decay.steps_or_fraction": _number(above=0),  # Of 0, none decays.
     "offset": _number(lowest=None),
     "factors": _factors,
     "warmup_steps": _number(),
