@@ -27,8 +27,10 @@ _LOST = ("has no effect: what takes this macro from the package's files is set "
 _logger = logging.getLogger(__name__)
 
 _MACRO = "gin.macro"
-# Those that mesh_tensorflow enters by itself.
-_SCOPES = {"encoder", "decoder", "student", "teacher"}
+# Those that mesh_tensorflow enters by itself, for two stacks and for two models.
+_STACKS = {"encoder", "decoder"}
+_SCOPES = {"bitransformer": _STACKS,
+           "bi_student_teacher": {*_STACKS, "student", "teacher"}}
 # Of this package, what runs only where something refers to it.
 _BY_REFERENCE = (
     "BeamSearch", "ByteVocabulary", "SentencePieceVocabulary",
@@ -137,12 +139,19 @@ def _of_macro(name, line, macros):
 
 def _of_binding(statement, references):
   """Why a binding has no effect, or None."""
+  model_type = gin_bindings.bound("utils.run", "model_type", "bitransformer")
   scopes = {scope for reference in references for scope in reference.scopes}
+  scopes |= _SCOPES.get(model_type, set())
   for scope in filter(None, statement.scope.split("/")):
-    if scope not in scopes | _SCOPES:
-      return (f"has no effect: nothing runs in the scope {scope!r}. Refer to "
-              f"@{statement.scope}/{statement.selector} somewhere, or leave "
-              "the scope out.")
+    if scope in scopes:
+      continue
+    if any(scope in of_others for of_others in _SCOPES.values()):
+      return (f"has no effect: a model with run.model_type = {model_type!r} "
+              f"has no {scope}. Leave {scope}/ out, or choose another type of "
+              "model.")
+    return (f"has no effect: nothing runs in the scope {scope!r}. Refer to "
+            f"@{statement.scope}/{statement.selector} somewhere, or leave the "
+            "scope out.")
   configurable = gin_config._REGISTRY.get_match(statement.selector)
   if configurable is None or not _runs_by_reference(configurable):
     return None
