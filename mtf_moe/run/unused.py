@@ -27,7 +27,7 @@ _LOST = ("has no effect: what takes this macro from the package's files is set "
 _logger = logging.getLogger(__name__)
 
 _MACRO = "gin.macro"
-# Those that mesh_tensorflow enters by itself, for two stacks and for two models.
+# Those that mesh_tensorflow enters by itself, for stacks and for models.
 _STACKS = {"encoder", "decoder"}
 _SCOPES = {"bitransformer": _STACKS,
            "bi_student_teacher": {*_STACKS, "student", "teacher"}}
@@ -67,7 +67,7 @@ class Source:
     name: of the file, or the flag.
     text: what it says.
     is_file: whether it is a file.
-    is_of_user: or of the package, or of mesh_tensorflow.
+    is_of_user: or of a package that is installed, this one among them.
   """
 
   name: str
@@ -153,7 +153,14 @@ def _of_binding(statement, references):
             f"@{statement.scope}/{statement.selector} somewhere, or leave the "
             "scope out.")
   configurable = gin_config._REGISTRY.get_match(statement.selector)
-  if configurable is None or not _runs_by_reference(configurable):
+  if configurable is None:
+    return None
+  if model_type == "bitransformer" and not statement.scope and (
+      _is_set_in_each_stack(statement, configurable, references)):
+    name = f"{statement.selector}.{statement.arg_name}"
+    return (f"has no effect: encoder/{name} and decoder/{name} are set, and go "
+            "before it. Set these.")
+  if not _runs_by_reference(configurable):
     return None
   for reference in references:
     used = reference.configurable
@@ -164,6 +171,19 @@ def _of_binding(statement, references):
       return None
   return (f"has no effect: nothing in this configuration refers to "
           f"@{statement.selector}.")
+
+
+def _is_set_in_each_stack(statement, configurable, references):
+  """Whether each stack has its own value, as in mesh_tensorflow's defaults.
+
+  What a reference runs in another scope is out of those of the stacks.
+  """
+  return all(
+      statement.arg_name in gin_config._CONFIG.get(
+          (stack, configurable.selector), ()) for stack in _STACKS) and not any(
+              reference.scopes for reference in references
+              if not reference.configurable.wrapped.__module__.startswith(
+                  "gin."))
 
 
 def _makes(used, configurable):

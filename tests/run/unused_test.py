@@ -90,13 +90,34 @@ def test_scopes_of_other_models(model_type, line, why, warnings):
   assert "has no effect" in warning and why in warning
 
 
+def test_what_each_stack_has_set(warnings):
+  """The defaults of mesh_tensorflow set the layers, one by one."""
+  line = "make_layer_stack.layers = [@mtf_moe.MoE2D]"
+  read("run.model_type = 'bitransformer'", line)
+  warning, = warnings()
+  assert ("has no effect: encoder/make_layer_stack.layers and decoder/make_laye"
+          "r_stack.layers are set") in warning
+  gin.clear_config()
+  read("run.model_type = 'bitransformer'",
+       "encoder/MoE2D.expert_x = 2", "MoE2D.expert_x = 4",
+       *[f"{stack}/{line}" for stack in ("encoder", "decoder")])
+  assert len(warnings()) == 1
+  gin.clear_config()
+  read("run.model_type = 'bitransformer'", "MoE2D.expert_x = 4",
+       "encoder/make_layer_stack.layers = [@mtf_moe.MoE2D, @wide/MoE2D]",
+       "encoder/MoE2D.expert_x = 2", "decoder/MoE2D.expert_x = 2",
+       "wide/MoE2D.expert_y = 2")
+  assert len(warnings()) == 1
+
+
 @pytest.mark.parametrize("lines", [
     ["batch_size = 4", "sequence_length = 16", "dropout_rate = 0.1"],
     ["wide/MoE2D.expert_x = 4", "make_layer_stack.layers = [@wide/MoE2D]"],
     ["encoder/make_layer_stack.num_layers = 2", "decoder/num_layers = 2",
      "decoder/make_layer_stack.num_layers = %decoder/num_layers",
      "run.model_type = 'bitransformer'"],
-    ["encoder/MoE2D.expert_x = 4", "make_layer_stack.layers = [@encoder/MoE2D]"],
+    ["encoder/MoE2D.expert_x = 4",
+     "make_layer_stack.layers = [@encoder/MoE2D]"],
     # Of a class that one in use extends.
     ["SelfAttention.num_heads = 2",
      "make_layer_stack.layers = [@EncDecAttention]"],
