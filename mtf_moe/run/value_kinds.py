@@ -169,6 +169,17 @@ def as_integer(value) -> int | None:
   return int(value)
 
 
+def _positive(value):
+  """The positive integer that a value means, or None.
+
+  Or a call, for what that returns, as the lengths in gin files of T5 are.
+  """
+  if _comes_from_a_function(value):
+    return value
+  number = as_integer(value)
+  return number if number is not None and number > 0 else None
+
+
 def _number(lowest=0.0, below=math.inf, none=False, above=None,
             functions=False) -> _Check:
   """A check for finite numbers, from `lowest` or above `above`, to `below`."""
@@ -212,18 +223,14 @@ _METHODS = ("sequences_per_batch", "tokens_per_batch", "sequences_per_replica",
 
 
 def _batch_size(value):
-  if isinstance(value, (list, tuple)):
-    if len(value) == 2 and value[0] in _METHODS:
-      number = as_integer(value[1])
-      if number is not None and number > 0:
-        return (value[0], number)
-  else:
-    number = as_integer(value)
-    if number is not None and number > 0:
-      return number
-  raise ValueError(
-      "must be a positive integer, or a pair such as "
-      f'("tokens_per_batch", 2048), with one of {", ".join(_METHODS)}')
+  is_pair = (isinstance(value, (list, tuple)) and len(value) == 2
+             and value[0] in _METHODS)
+  number = _positive(value[1] if is_pair else value)
+  if number is None:
+    raise ValueError(
+        "must be a positive integer, or a pair such as "
+        f'("tokens_per_batch", 2048), with one of {", ".join(_METHODS)}')
+  return (value[0], number) if is_pair else number
 
 
 def _lengths(value):
@@ -232,8 +239,8 @@ def _lengths(value):
     return value
   if isinstance(value, dict):
     return _lengths_by_feature(value)
-  number = as_integer(value)
-  if number is None or number < 1:
+  number = _positive(value)
+  if number is None:
     raise ValueError(
         "must be a positive integer, or a dict of them, such as "
         '{"inputs": 128, "targets": 128}')
@@ -242,7 +249,7 @@ def _lengths(value):
 
 def _lengths_by_feature(value):
   wrong = {key: length for key, length in value.items()
-           if not isinstance(key, str) or (as_integer(length) or 0) < 1}
+           if not isinstance(key, str) or _positive(length) is None}
   if wrong:
     raise ValueError(
         f"has {wrong!r}: write positive integers by the name of the feature, "
@@ -253,11 +260,11 @@ def _lengths_by_feature(value):
   only_targets = run("model_type") in ("lm", "delimited_lm") and not continues
   for feature in ("targets",) if only_targets else ("inputs", "targets"):
     if feature not in value:
+      known = filter(None, map(as_integer, value.values()))
       raise ValueError(
           f"has no {feature!r}: add its length, such as {feature!r}: "
-          f"{max(map(as_integer, value.values()), default=128)}, or write one "
-          "integer for all")
-  return {key: as_integer(length) for key, length in value.items()}
+          f"{max(known, default=128)}, or write one integer for all")
+  return {key: _positive(length) for key, length in value.items()}
 
 
 def _devices(value):

@@ -25,6 +25,11 @@ def loss(*args, scale=gin.REQUIRED):
   return args, scale
 
 
+@gin.configurable(module="value_kinds_test")
+def length():
+  return 16
+
+
 def parse(*bindings):
   gin_config.parse(FILES, ["run.perplexity_eval_steps = 1", *bindings])
 
@@ -99,6 +104,10 @@ def test_the_model_of_floats_is_that_of_integers():
     ("make_layer_stack.layers = []", r"layers = \[\] must be a list of refer"),
     ("run.vocabulary = 'bytes'", "run.vocabulary = 'bytes' must be a refere"),
     ("run.sequence_length = {'inputs': 9}", "has no 'targets': add its l"),
+    ("run.sequence_length = {'inputs': @value_kinds_test.length()}",
+     "has no 'targets': add its length, such as 'targets': 128"),
+    ("run.sequence_length = {'targets': @value_kinds_test.length(), 'inputs': "
+     "0}", "{'inputs': 0}: write positive integers"),
     ("run.sequence_length = {}", "= {} has no 'targets'"),
     ("run.sequence_length = {'targets': 9, 2: 9}", "has {2: 9}: write positi"),
     ("run.sequence_length = {'targets': 'a'}", "has {'targets': 'a'}: write p"),
@@ -186,6 +195,8 @@ def test_parentheses(binding, said):
     "MoE2D.experts = @value_kinds_test.loss",
     "linear_decay.steps_or_fraction = 1e-3",
     "linear_warmup.steps_or_fraction = 0.05", "run.sequence_length = None",
+    "run.sequence_length = {'targets': @value_kinds_test.length()}",
+    "run.batch_size = ('tokens_per_batch', @value_kinds_test.length())",
     "run.sequence_length = {'targets': 8}", "run.mesh_devices = ['', 'cpu:0']",
     "text_dataset.files = @mtf_moe.TextFiles()", "run.eval_dataset_fn = None",
     "make_layer_stack.layers = [[@mtf_moe.MoE2D, 'a', {'hidden_size': 8}]]",
