@@ -1,5 +1,8 @@
 """What is wrong with a gin file is told with its name and the line."""
 
+import sys
+import types
+
 from absl import flags
 from absl.testing import flagsaver
 import gin
@@ -53,6 +56,28 @@ def test_other_ends_of_lines(tmp_path, end):
   (tmp_path / "my.gin").write_bytes(text.encode())
   read(tmp_path, files=["my.gin"])
   assert gin.query_parameter("run.train_steps") == 3
+
+
+def test_names_that_t5_has_left_behind(tmp_path, monkeypatch):
+  """As its own command does: some of its gin files still have them."""
+  (tmp_path / "my.gin").write_text(
+      "vocabularies.Vocabulary.extra_ids = 100\n"
+      "run.eval_dataset_fn = @old_function\nrun.eval_dataset_fn = None\n")
+  refused = "No configurable matching 'vocabularies.Vocabulary'"
+  assert said(tmp_path, files=["my.gin"]).startswith(refused)
+  gin.clear_config()
+  t5 = types.ModuleType("t5.models.mesh_transformer")
+  monkeypatch.setitem(sys.modules, "t5", types.ModuleType("t5"))
+  monkeypatch.setitem(sys.modules, t5.__name__, t5)
+  assert said(tmp_path, files=["my.gin"]).startswith(refused)
+  gin.clear_config()
+  t5.DEPRECATED_GIN_REFERENCES = ("vocabularies.Vocabulary", "old_function")
+  read(tmp_path, "run.train_steps = 3", files=["my.gin"])
+  assert gin.query_parameter("run.train_steps") == 3
+  gin.clear_config()
+  assert "matching 'Vocabulary'" in said(tmp_path, "Vocabulary.extra_ids = 100")
+  gin.clear_config()
+  assert "no_such_module" in said(tmp_path, "import no_such_module")
 
 
 def test_a_file_that_includes_itself(tmp_path, monkeypatch):
