@@ -46,6 +46,8 @@ class MadeWith:
     optimizer: its class.
     vocabulary: a fingerprint, of each where there are two.
     data: the data set, and of local text a fingerprint.
+    place: what the place in the data depends on beside the step, in training
+      that goes on there.
     seed: of what is random.
     versions: of the packages.
   """
@@ -56,6 +58,7 @@ class MadeWith:
   optimizer: dict[str, Any] = dataclasses.field(default_factory=dict)
   vocabulary: dict[str, Any] = dataclasses.field(default_factory=dict)
   data: dict[str, Any] = dataclasses.field(default_factory=dict)
+  place: dict[str, Any] = dataclasses.field(default_factory=dict)
   seed: dict[str, Any] = dataclasses.field(default_factory=dict)
   versions: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -79,6 +82,7 @@ class MadeWith:
          for name in ("master_dtype", "slice_dtype", "activation_dtype")},
         {"run.optimizer": gin_bindings.described(_raw_run().get("optimizer"))},
         _vocabulary(run.get("vocabulary")), _data(run),
+        _place(configured, run),
         {"train_model.seed": _seed()}, _versions())
 
 
@@ -233,6 +237,17 @@ def _data(run):
     data["TextFiles.held_out"] = files.held_out
     data["TextFiles.glob"] = fingerprints.of_text(files)
   return data
+
+
+def _place(configured, run):
+  """Of training that skips as many batches as the run has taken steps."""
+  if configured is None or run_mode.get() != "train" or not (
+      run.get("skip_seen_data")):
+    return {}
+  return {
+      "run.batch_size (in sequences)":
+          configured.num_sequences * (run.get("ensemble_inputs") or 1),
+      "run.sequence_length": configured.lengths}
 
 
 def _seed():
