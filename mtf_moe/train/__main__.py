@@ -79,8 +79,9 @@ def main(argv):
     stack.enter_context(patches.graphs_as_built())
     if run_mode.get() != "train":
       stack.enter_context(recomputation.unused())
-    if run_mode.get() in scoring.MODES:
+    if run_mode.get() in (*scoring.MODES, scoring.EVALUATION):
       stack.enter_context(scoring.giving_ids())
+      stack.enter_context(scoring.alone())
     if run_mode.get() in export.MODES:
       stack.enter_context(vocabulary.as_operations())
     _run()
