@@ -36,7 +36,7 @@ _TEMPERATURE = knobs.number(
 
 @dataclasses.dataclass(frozen=True)
 class MoeHparams:
-  """Hyperparameters of a mixture of experts of one, two or any number of levels.
+  """Hyperparameters of a mixture of experts of any number of levels.
 
   The attributes carry the `moe_` prefix that callers of mesh_tensorflow use,
   so any mapping or object with such names can stand in for this one (see `of`).

@@ -1,10 +1,12 @@
 """The layers for mesh_tensorflow.transformer, configured by gin."""
 
+from collections.abc import Mapping
 import contextlib
 import functools
 import inspect
 import logging
 import math
+import types
 
 import gin
 import mesh_tensorflow as mtf
@@ -86,7 +88,7 @@ class _Mixture(transformer.TransformerLayer):
   """
 
   # What parameters are called here whose name is another in `MoeHparams`.
-  _names: dict[str, str] = {}
+  _names: Mapping[str, str] = types.MappingProxyType({})
 
   def _set(self, num_experts, experts, parameters, levels=None):
     """Checks the parameters and keeps them.
@@ -219,10 +221,11 @@ def _in_place_of_mesh_tensorflows(cls):
 class MoE1D(_Mixture):
   """One level of experts, in place of DenseReluDense.
 
-  In gin it is `mesh_tensorflow.transformer.moe.MoE1D`, or `MoE1D`. Parameters are those of mesh_tensorflow's class of this name, with its
-  defaults, except `second_policy_eval`: "threshold" evaluates a checkpoint to
-  the same number every time, where "random" draws anew. What each one means,
-  and what it may be, is said in `MoeHparams`, with the prefix moe_.
+  In gin it is `mesh_tensorflow.transformer.moe.MoE1D`, or `MoE1D`. Parameters
+  are those of mesh_tensorflow's class of this name, with its defaults, except
+  `second_policy_eval`: "threshold" evaluates a checkpoint to the same number
+  every time, where "random" draws anew. What each one means, and what it may
+  be, is said in `MoeHparams`, with the prefix moe_.
 
   Args:
     num_experts: the experts.
@@ -233,7 +236,7 @@ class MoE1D(_Mixture):
     ValueError: if a value is not allowed.
   """
 
-  _names = {"num_experts[0]": "num_experts"}
+  _names = types.MappingProxyType({"num_experts[0]": "num_experts"})
 
   def __init__(self, num_experts, experts, **parameters):
     self._set(num_experts, experts, parameters)
@@ -259,7 +262,8 @@ class MoE2D(_Mixture):
     ValueError: if a value is not allowed.
   """
 
-  _names = {"num_experts[0]": "expert_x", "num_experts[1]": "expert_y"}
+  _names = types.MappingProxyType(
+      {"num_experts[0]": "expert_x", "num_experts[1]": "expert_y"})
 
   def __init__(self, expert_x, expert_y, experts, **parameters):
     self._set((expert_x, expert_y), experts, parameters)

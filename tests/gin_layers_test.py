@@ -165,8 +165,8 @@ def test_experts_that_choose_tokens_cannot_decode(caplog):
         tensors["targets"], variable_dtype=harness.variable_dtype())
 
   with pytest.raises(ValueError, match=(
-      "MoE1D.moe_gating = 'expert_selection' lets experts choose among .*"
-      "cannot decode one position at a time: use another router")):
+      r"MoE1D\.moe_gating = 'expert_selection' lets experts choose among .*"
+      r"cannot decode one position at a time: use another router")):
     run_model("models/lm_tiny.gin", (1, 1), {"targets": some_ids(4)}, decode,
               [LAYERS + PUBLIC, *lines])
 

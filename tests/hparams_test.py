@@ -204,9 +204,9 @@ def test_levels_of_their_own():
   assert hparams.moe_num_experts == (4, 2)
   assert MoeHparams.of(ChangeableHparams(moe_levels=levels)).levels == tuple(
       levels)
-  with pytest.raises(ValueError, match="Level.experts = 0 must be a positive"):
+  with pytest.raises(ValueError, match=r"Level\.experts = 0 must be a posi"):
     Level(experts=0)
-  with pytest.raises(ValueError, match="Level.second_policy_eval = 'some'"):
+  with pytest.raises(ValueError, match=r"Level\.second_policy_eval = 'some'"):
     Level(second_policy_eval="some")
   with pytest.raises(ValueError, match=r"moe_levels = \[4, 2\] must be a list"):
     MoeHparams(moe_levels=[4, 2])
@@ -278,7 +278,7 @@ def test_mistakes_are_named_as_what_they_were_given_to():
       build()
   gin.parse_config("wide/MoE2D.hidden_size = 0")
   with gin.config_scope("wide"), pytest.raises(
-      ValueError, match="wide/MoE2D.hidden_size = 0"):
+      ValueError, match=r"wide/MoE2D\.hidden_size = 0"):
     mtf_moe.MoE2D()
 
 

@@ -1,4 +1,4 @@
-"""Group-limited choice: the best groups of experts, then the best experts there.
+"""Group-limited choice: the best groups of experts, then the best of theirs.
 
 After DeepSeek-V2 and -V3 (https://arxiv.org/abs/2405.04434, section 2.2.2;
 https://arxiv.org/abs/2412.19437, section 2.1.2), where experts that lie on one

@@ -29,9 +29,10 @@ class NoTokenLeftBehind(switch.SwitchFamily):
           "ntlb_top_k", k,
           f"is more than the {x.size} experts of a level: lower it.")
     rounds = mtf.Dimension("k", k)
+    # k times [..., s]
     gates, experts = (
         mtf.unstack(values, rounds)
-        for values in operations.top_k(scores.gates, x, rounds))  # k times [..., s]
+        for values in operations.top_k(scores.gates, x, rounds))
     masks = [mtf.one_hot(expert, x) * scores.used
              for expert in experts]  # k times [..., s, x]
 

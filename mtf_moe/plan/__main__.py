@@ -16,9 +16,9 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe.plan import planning
 from mtf_moe.run import config_files
+from mtf_moe.run import console
 from mtf_moe.run import mistakes
 from mtf_moe.run.configured_model import ConfiguredModel
-from mtf_moe.train import console
 
 FLAGS = flags.FLAGS
 

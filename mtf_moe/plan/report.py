@@ -105,8 +105,8 @@ def _mixture_text(mixture):
   return "\n".join([
       f"mixture in {first}" + (
           f" and {len(others)} more layers" if others else ""),
-      _table(rows, ["level", "router", "groups", "tokens in one", "experts", "slots each",
-                    "factor asked for", "in effect"]),
+      _table(rows, ["level", "router", "groups", "tokens in one", "experts",
+                    "slots each", "factor asked for", "in effect"]),
       f"if balanced: a token reaches {balanced.experts_per_token:.2f} experts "
       f"on average, {balanced.lost_tokens:.1%} of them reach none; "
       f"{balanced.empty_slots:.1%} of experts' slots stay empty",

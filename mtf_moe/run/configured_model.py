@@ -18,7 +18,7 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe import layer_records
 from mtf_moe import mesh_split
-from mtf_moe.run import gin_values
+from mtf_moe.run import gin_bindings
 from mtf_moe.run import layouts
 from mtf_moe.run import optimization
 
@@ -217,14 +217,13 @@ class ConfiguredModel:
 
   @property
   def parameters(self) -> dict[str, dict]:
-    """What gin gave to all that the model consists of (`gin_values.recorded`).
-    """
+    """What gin gave to all parts of the model (`gin_bindings.recorded`)."""
     return self._built[1]
 
   @functools.cached_property
   def _built(self):
     """Shapes and types of the model's variables; and its parameters."""
-    with tf.Graph().as_default(), gin_values.recorded() as parameters:
+    with tf.Graph().as_default(), gin_bindings.recorded() as parameters:
       graph = mtf.Graph()
       self.loss(mtf.Mesh(graph, "variables"), self.mode)
     variables = {v.name: (v.shape.to_integer_list, v.master_dtype)
@@ -314,14 +313,6 @@ def check_vocabulary(vocabulary):
           "@mtf_moe.ByteVocabulary() or @mtf_moe.SentencePieceVocabulary().")
 
 
-def bound(name: str):
-  """The value that gin binds to a parameter of `run`, or None.
-
-  Of the others none is looked at: they may be about to ask for this one.
-  """
-  return gin_values.bound("utils.run", name)
-
-
 def batch_size() -> int:
   """The sequences of a batch, of the configuration.
 
@@ -329,12 +320,13 @@ def batch_size() -> int:
     ValueError: as `sequences_per_batch`, or if there is no mesh.
   """
   layouts.check_is_set()
-  shape = layouts.mesh_shape(bound("mesh_shape"))
-  given = bound("batch_size")
+  run = functools.partial(gin_bindings.bound, "utils.run")
+  shape = layouts.mesh_shape(run("mesh_shape"))
+  given = run("batch_size")
   return sequences_per_batch(
       {} if given is None else {"batch_size": given},
-      _by_feature(bound("sequence_length")), shape,
-      layouts.layout_rules(bound("layout_rules"), shape))
+      _by_feature(run("sequence_length")), shape,
+      layouts.layout_rules(run("layout_rules"), shape))
 
 
 def _by_feature(lengths):

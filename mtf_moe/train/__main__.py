@@ -19,6 +19,7 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe import recomputation
 from mtf_moe.run import config_files
+from mtf_moe.run import console
 from mtf_moe.run import layer_facts
 from mtf_moe.run import machines
 from mtf_moe.run import mistakes
@@ -26,7 +27,6 @@ from mtf_moe.run import patches
 from mtf_moe.run import paths
 from mtf_moe.run.layer_facts import LayerFacts
 from mtf_moe.train import checkpoints
-from mtf_moe.train import console
 from mtf_moe.train import evaluation
 from mtf_moe.train import export
 from mtf_moe.train import health
@@ -81,8 +81,9 @@ def main(argv):
     stack.enter_context(patches.graphs_as_built())
     if run_mode.get() != "train":
       stack.enter_context(recomputation.unused())
-    if run_mode.get() in scoring.MODES:
+    if run_mode.get() in (*scoring.MODES, scoring.EVALUATION):
       stack.enter_context(scoring.giving_ids())
+      stack.enter_context(scoring.alone())
     if run_mode.get() in export.MODES:
       stack.enter_context(vocabulary.as_operations())
     _run()

@@ -6,9 +6,9 @@ import time
 
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import console
 from mtf_moe.run import recording
 from mtf_moe.train import checkpoints
-from mtf_moe.train import console
 from mtf_moe.train import health
 from mtf_moe.train import records as records_lib
 from mtf_moe.train import reproducible

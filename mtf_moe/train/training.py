@@ -5,8 +5,8 @@ from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 from tensorflow_estimator import estimator as tf_estimator
 
+from mtf_moe.run import console
 from mtf_moe.run import layer_facts
-from mtf_moe.train import console
 from mtf_moe.train import health
 from mtf_moe.train import hooks as hooks_lib
 from mtf_moe.train import made_with
@@ -74,8 +74,11 @@ def train_model(
   if _is_done(estimator, train_steps):
     return
   console.say("building the graph")
+  began = _beginning(estimator.model_dir)
+  begins = began is not None and estimator.latest_checkpoint() is None
   shown = progress.ProgressHook(
-      train_steps, batch_size * sequence_length["targets"], seconds_per_line)
+      train_steps, batch_size * sequence_length["targets"], seconds_per_line,
+      began.init_checkpoint if begins else None)
   starvation = health.StarvationWatch(layers)
 
   def warn_of_starvation(step, records):
@@ -95,7 +98,7 @@ def train_model(
         _WithHooks(_prepared(estimator, seed, steps_per_record, layers), hooks),
         vocabulary, sequence_length, batch_size, train_dataset_fn, train_steps,
         ensemble_inputs, seen_data_init_step=(
-            seen_data_init_step or _first_step(estimator.model_dir)), **kwargs)
+            seen_data_init_step or (began.step if began else 0)), **kwargs)
   finally:
     on_signal.restore()
     shown.close()
@@ -103,10 +106,10 @@ def train_model(
     raise Stopped(on_signal.received)
 
 
-def _first_step(model_dir):
-  """The step at which a run started."""
+def _beginning(model_dir):
+  """The Beginning of a run, which may be long ago; None for a random one."""
   record = made_with.read(model_dir)
-  return record.began.step if record and record.began else 0
+  return record.began if record else None
 
 
 def _is_done(estimator, train_steps):

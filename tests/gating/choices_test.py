@@ -95,7 +95,7 @@ def test_all_groups_are_top_n():
 
 
 @pytest.mark.parametrize("settings, said", [
-    (dict(limited_num_groups=4), "limited_num_groups = 4 does not divide the 6"),
+    (dict(limited_num_groups=4), "limited_num_groups = 4 does not divide the"),
     (dict(limited_num_groups=3, limited_top_groups=4),
      "limited_top_groups = 4 is more than limited_num_groups = 3"),
     (dict(limited_num_groups=3, limited_top_groups=1, limited_top_k=3),

@@ -190,7 +190,7 @@ def takes_gates(scores):
      r"returned experts of float32 .*where int32 Shape\[batch=1, group=4\]"),
     (returning(weights=[0.5]), "returned weights of 0.5, where float32"),
     (returning(balance_loss=lambda gate: gate),
-     r"returned balance_loss of float32 Shape\[batch=1, group=4\], where float"),
+     r"returned balance_loss of float32 Shape\[batch=1, group=4\], where flo"),
     (returning(gates=lambda gate: gate), "returned gates of float32"),
     (takes_gates,
      r"returned tokens of float32 .*int32 Shape\[batch=1, experts=3, capaci"),
@@ -213,8 +213,8 @@ def test_what_is_no_router(given):
 
 def test_a_name_that_nobody_registered():
   with pytest.raises(ValueError, match=(
-      "moe_gating = 'noisy' is not known. Choose one of: 'top_2'|"
-      "'expert_selection'.*--module_import")):
+      r"moe_gating = 'noisy' is not known\. Choose one of: .*'top_2'.*"
+      r"--module_import")):
     gating.find("noisy")
 
 

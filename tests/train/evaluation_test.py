@@ -13,7 +13,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from mtf_moe import transformer_layers
-from mtf_moe.train import console
+from mtf_moe.run import console
 from mtf_moe.train import evaluation
 from tests import gin_config
 from tests import harness

@@ -17,7 +17,7 @@ def readme_example():
 
 
 def test_it_is_short():
-  _, _, router = readme_example().partition('@gating.register("noisy_switch")\n')
+  _, _, router = readme_example().partition('register("noisy_switch")\n')
   assert len(router.strip().splitlines()) <= 9
 
 
