@@ -44,7 +44,7 @@ def stated(hparams: Any, known: Iterable[str]) -> dict[str, Any]:
         f"hparams = {hparams!r} names no hyperparameters: pass a MoeHparams, "
         "or a mapping or object with moe_* names, such as "
         '{"moe_hidden_size": 4096}.')
-  entries = {}
+  entries: dict[str, Any] = {}
   if callable(getattr(type(hparams), "keys", None)):  # A mapping, or like one.
     given = dict(hparams)
     entries.update((name, value) for name, value in given.items()

@@ -8,7 +8,7 @@ exists.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from mtf_moe import foreign_hparams
 from mtf_moe import knobs
@@ -22,7 +22,7 @@ WORD_EMBED_MODES = (
     "concat", "concat_stop_grad", "add", "add_stop_grad", "embed_only")
 
 # As mesh_tensorflow has it, for layers of one level and of two.
-DEFAULT_NUM_EXPERTS = {1: 16, 2: (8, 8)}
+DEFAULT_NUM_EXPERTS: dict[int, Any] = {1: 16, 2: (8, 8)}
 
 _COEFFICIENT = knobs.number(remedy="0.01 is the usual weight, 0 turns it off")
 _FACTOR = knobs.number(
@@ -277,8 +277,18 @@ _BY_LEVEL = {
     if field.metadata.get("by_level")}
 
 
+def _with_knobs_of_levels(cls):
+  """Gives a class those fields of MoeHparams that a level has for itself."""
+  for name, field in _BY_LEVEL.items():
+    cls.__annotations__[name] = field.type
+    setattr(cls, name, dataclasses.field(
+        default=field.default, metadata=field.metadata))
+  return cls
+
+
 @dataclasses.dataclass(frozen=True)
-class _Level:
+@_with_knobs_of_levels
+class Level:
   """Settings of one level.
 
   Beside the two below, all that `MoeHparams` explains as of a "(level)".
@@ -294,6 +304,9 @@ class _Level:
   experts: int = knob(8, knobs.positive_integer)
   router: Any = "top_2"
 
+  if TYPE_CHECKING:  # What the decorator adds.
+    def __getattr__(self, name: str) -> Any: ...
+
   def __post_init__(self):
     knobs.check(self, "Level")
 
@@ -308,15 +321,6 @@ class _Level:
 
   def switch_policy(self, train: bool) -> str:
     return self.switch_policy_train if train else self.switch_policy_eval
-
-
-Level = dataclasses.make_dataclass(
-    "Level",
-    [(name, field.type, dataclasses.field(
-        default=field.default, metadata=field.metadata))
-     for name, field in _BY_LEVEL.items()],
-    bases=(_Level,), frozen=True,
-    namespace={"__doc__": _Level.__doc__, "__module__": __name__})
 
 
 class ChangeableHparams(MoeHparams):

@@ -4,7 +4,7 @@ A check is a function of a field's name and its value. It returns the value, as
 it is kept, or raises a `Mistake`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import math
 import operator
@@ -30,7 +30,7 @@ class Mistake(ValueError):
     self.owner = owner
     super().__init__(f"{owner or PREFIX}{name} = {value!r} {explanation}")
 
-  def of(self, layer: str, names: dict[str, str] | None = None) -> "Mistake":
+  def of(self, layer: str, names: Mapping[str, str] | None = None) -> "Mistake":
     """The same, of a layer that has the knob as a parameter.
 
     Args:

@@ -191,8 +191,9 @@ def apply(
   if activation is not None:
     hparams = dataclasses.replace(hparams, moe_activation=activation)
   # Routers compute in float32, experts in the type of the inputs.
+  given, master, slices, activations = dtypes
   router_dtype, expert_dtype = (
-      arguments.variable_dtype(*dtypes, dtype)
+      arguments.variable_dtype(given, master, slices, activations, dtype)
       for dtype in (tf.float32, inputs.dtype))
   *given_dims, m = inputs.shape.dims
   mesh = mesh_split.MeshSplit(layout, mesh_shape)

@@ -13,6 +13,7 @@ import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
 from mtf_moe import levels as levels_lib
+from mtf_moe.hparams import Level
 from mtf_moe.hparams import MoeHparams
 from mtf_moe.levels import SizedLevel
 from mtf_moe.mesh_split import MeshSplit
@@ -51,13 +52,14 @@ class LayerRecord:
     """What a setting of a level is called.
 
     Args:
-      name: that of a field of `Level`, or "capacity_factor" in training.
+      name: of a knob, or "capacity_factor" for the one in training.
       number: the level, 0 for the first.
     """
-    by_level = self.hparams.moe_levels is not None
+    of_its_own = self.hparams.moe_levels is not None
     if name == "capacity_factor":
-      name = ("capacity_factor_second_level" if number and not by_level
+      name = ("capacity_factor_second_level" if number and not of_its_own
               else "capacity_factor_train")
+    by_level = of_its_own and name in Level.__dataclass_fields__
     if self.called is None:
       return f"moe_{name}"
     return f"{self.called}." + (

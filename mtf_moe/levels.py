@@ -173,7 +173,9 @@ def size(batch_dims: list[mtf.Dimension], length: mtf.Dimension,
       tensor would have two dimensions on one axis of it.
   """
   settings = hparams.levels
-  sized, above, left = [], [], list(batch_dims)
+  sized: list[SizedLevel] = []
+  above: list[mtf.Dimension] = []
+  left = list(batch_dims)
   per_batch = length.size
   for number, (one, called) in enumerate(zip(settings, names(len(settings)))):
     batch = left.pop()

@@ -72,7 +72,7 @@ class MeshSplit:
 
   def check_apart(self, dims, canonical_layout):
     """Raises ValueError if two of a tensor's dimensions share an axis."""
-    taken = {}
+    taken: dict[str, mtf.Dimension] = {}
     for dim in dims:
       axis = self.axis(dim)
       if axis is None:

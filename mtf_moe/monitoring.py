@@ -65,7 +65,7 @@ class _Record(mtf.ScalarSummaryOperation):
 
   def __copy__(self):
     copied = _Forgotten.__new__(_Forgotten)
-    vars(copied).update(vars(self))
+    copied.__dict__.update(vars(self))
     return copied
 
 
@@ -188,7 +188,7 @@ def balance(routed: routing.Routing, expert_dims: Sequence[mtf.Dimension]):
     for number, value in enumerate(mtf.unstack(shares, all_experts)):
       index = np.unravel_index(number, [dim.size for dim in expert_dims])
       name = "_".join(map(str, index))
-      entries[f"load/expert_{name}"] = value
+      entries[tags.EXPERT_LOAD + name] = value
   return entries
 
 

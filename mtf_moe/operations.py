@@ -103,6 +103,8 @@ def with_zero_gradients(x: mtf.Tensor, others: Sequence[mtf.Tensor]
 class _NamedResults(mtf.Operation):
   """Gives each result of an operation a name of its own."""
 
+  _outputs: list[mtf.Tensor]
+
   def __init__(self, *args, **kwargs):
     super().__init__(*args, **kwargs)
     self._outputs = [mtf.Tensor(self, y.shape, y.dtype, index=number)

@@ -192,6 +192,7 @@ def weights_in_slots(table: SlotTable, weights: mtf.Tensor) -> mtf.Tensor:
     a Tensor [x, <batch dims>, c]
   """
   choices_dim, *batch_dims, group_dim = weights.shape.dims
+  assert table.choices is not None  # Else there are no choices with weights.
 
   def take(weights, numbers):
     taken = tf.gather(tf.reshape(weights, [-1]), tf.maximum(numbers, 0))

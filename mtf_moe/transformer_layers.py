@@ -63,11 +63,12 @@ def _with_parameters_of_hparams(first: dict, last: dict, without=()):
       given.apply_defaults()
       init(**given.arguments)
 
-    checked.__signature__ = inspect.Signature(
+    signature = inspect.Signature(
         [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
         + [inspect.Parameter(
             name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
            for name, default in parameters.items()])
+    setattr(checked, "__signature__", signature)  # noqa: B010
     cls.__init__ = checked
     return cls
 

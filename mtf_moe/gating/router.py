@@ -173,8 +173,15 @@ class Router:
 class _Function(Router):
   """A router that is only a function."""
 
-  def __init__(self, choose):
-    self.choose = choose
+  def __init__(self, function):
+    self._function = function
+
+  @property
+  def function(self):
+    return self._function
+
+  def choose(self, scores):
+    return self._function(scores)
 
 
 _routers: dict[str, Router] = {}
@@ -243,7 +250,7 @@ def name_of(given) -> str:
   if isinstance(given, str):
     return given
   for name, known in _routers.items():
-    if known is given or getattr(known, "choose", None) is given:
+    if known is given or getattr(known, "function", None) is given:
       return name
   name = getattr(given, "__name__", type(given).__name__)
   return name if name.isidentifier() else "router"  # A lambda has none.
@@ -300,23 +307,19 @@ def route(
   _check(choice, scores, router)
   gates = scores.gates if choice.gates is None else choice.gates
 
-  wanted = None
+  balance_loss, z_loss = choice.balance_loss, None
+  wanted: Sequence[mtf.Tensor] = ()
   if isinstance(choice, TokenChoice):
     wanted = choice.wanted or [scores.used] * len(choice.experts)
-  balance_loss, z_loss = choice.balance_loss, None
-  if balance_loss is None:
-    mask, counted = mtf.one_hot(choice.experts[0], experts_dim), gates
-    if importance is not None:  # Else all are wanted.
-      mask, counted = mask * wanted[0], gates * wanted[0]  # [..., s, x]
-    balance_loss = losses.balance_loss(
-        mask, counted, scores.group_dim, experts_dim)
+    if balance_loss is None:
+      balance_loss = _balance_loss(choice.experts[0], wanted[0], gates, scores)
   if train and settings.z_loss is not None:
     z_loss = settings.z_loss * losses.router_z_loss(
         scores.logits, experts_dim, importance)
   if num_microbatches and num_microbatches > 1:
-    balance_loss /= num_microbatches
-    if z_loss is not None:
-      z_loss /= num_microbatches
+    balance_loss, z_loss = (
+        loss if loss is None else loss / num_microbatches
+        for loss in (balance_loss, z_loss))
 
   shared = {
       "experts_dim": experts_dim, "group_dim": scores.group_dim,
@@ -332,6 +335,15 @@ def route(
           choice.experts, choice.weights, wanted, experts_dim, capacity_dim),
       importance_below=found.importance_below(
           settings, len(choice.experts)), **shared)
+
+
+def _balance_loss(expert, wanted, gates, scores):
+  """That of the first choices, as far as they are wanted."""
+  mask = mtf.one_hot(expert, scores.experts_dim)  # [..., s, x]
+  if scores.importance is not None:  # Else all are.
+    mask, gates = mask * wanted, gates * wanted
+  return losses.balance_loss(
+      mask, gates, scores.group_dim, scores.experts_dim)
 
 
 def _check(choice, scores, router):

@@ -27,16 +27,15 @@ class TopN(router.Router):
           f"is more than the {x.size} experts of a level: lower it, or use "
           "another router there.")
     left = scores.gates  # [..., s, x], the gates of what is not chosen yet.
-    experts, gates, masks, lefts = [], [], [], []
+    rounds = []
     for _ in range(n):
       gate, expert = selection.top_1(left, x)  # [..., s]
       mask = mtf.one_hot(expert, x, dtype=gate.dtype)  # [..., s, x]
       if scores.importance is not None:
         mask, gate = mask * scores.used, gate * scores.used
       left *= 1.0 - mask
-      for values, value in zip(
-          (experts, gates, masks, lefts), (expert, gate, mask, left)):
-        values.append(value)
+      rounds.append((expert, gate, mask, left))
+    experts, gates, masks, lefts = map(list, zip(*rounds))
     if n > 1:
       total = mtf.add_n(gates) + losses.EPSILON
       gates = [gate / total for gate in gates]

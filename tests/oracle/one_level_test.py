@@ -126,10 +126,13 @@ def test_layouts(layout):
     {"train": False}, {"output_dim": mtf.Dimension("d_out", 5)},
     {"moe_use_experts_attention": True}, {"moe_dropout_rate": 0.3},
     {"arguments": {"activation": ["gelu", "linear"]}},
-    {"arguments": {"activation": mtf.tanh}},
     {"moe_word_embed_mode": "add"}, {"moe_z_loss": 1.0, "moe_loss_coef": 1.0},
     {"moe_group_size": 6}, {"moe_min_expert_capacity": 4},
     {"moe_gating": "switch", "moe_use_second_place_expert_prob": 0.3}],
                          ids=str)
 def test_parameters(changed):
   compare(**changed)
+
+
+def test_an_activation_that_is_a_function():
+  compare(arguments={"activation": mtf.tanh})
