@@ -8,7 +8,7 @@ exists.
 """
 
 import dataclasses
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mtf_moe import foreign_hparams
 from mtf_moe import knobs
