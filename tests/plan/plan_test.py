@@ -271,6 +271,66 @@ def test_findings(bindings, kwargs, said):
   assert any(re.search(said, finding) for finding in findings), findings
 
 
+THREE_LEVELS = [
+    "transformer.make_layer_stack.layers = "
+    "[@transformer_layers.SelfAttention, @mtf_moe.MoE]",
+    "MoE.levels = [4, 2, 2]", "MoE.group_size = 64", "MoE.summaries = False"]
+THREE_AXES = "outer:2,batch:2,model:2"
+
+
+def test_three_levels():
+  """The third has no batch of its own: its groups are cut from all there is."""
+  layout = ("outer_batch:outer,batch:batch,"
+            "expert_1:batch,expert_2:outer,expert_3:model")
+  made = planning.make(configured(
+      *THREE_LEVELS, mesh_shape=THREE_AXES, layout_rules=layout))
+  mixture, = made.mixtures
+  assert [level.name for level in mixture.levels] == [
+      "level_1", "level_2", "level_3"]
+  assert [level.experts for level in mixture.levels] == [4, 2, 2]
+  # 256 tokens of two outer batches, 1.25 slots a token; groups of 64, or of
+  # what two slices have: 20 slots of 4 times 64; of 2, each 40, once more.
+  first, second, third = mixture.levels
+  assert (first.groups, first.group_size, first.capacity) == (4, 64, 20)
+  assert second.groups * second.group_size == 4 * 20
+  assert third.groups * third.group_size == second.groups * second.capacity
+  assert mixture.slots_per_token == pytest.approx(1.25)
+  assert mixture.num_experts == 16 and made.findings == []
+  # Experts of the third level are cut by a slice, and come back by an
+  # all-concat over the third axis; the other two have all-to-alls.
+  kinds = {(t.kind, t.axes) for t in made.costs.traffic}
+  assert {("all-to-all", ("outer",)), ("all-to-all", ("batch",))} <= kinds
+  assert not any(kind == "all-to-all" and "model" in axes
+                 for kind, axes in kinds)
+
+
+@pytest.mark.parametrize("layout, said", [
+    ("outer_batch:outer,batch:batch,expert_1:batch,expert_2:outer",
+     r"no experts over mesh dimension 'model': .*Add expert_3:model"),
+    ("outer_batch:outer,batch:batch,expert_1:model,expert_2:outer,"
+     "expert_3:batch", r"expert_1 over 'model'.* the first level gathers .*"
+     r"Write expert_1:batch")])
+def test_findings_of_three_levels(layout, said):
+  findings = planning.make(configured(
+      *THREE_LEVELS, mesh_shape=THREE_AXES, layout_rules=layout)).findings
+  assert any(re.search(said, finding) for finding in findings), findings
+
+
+def test_layers_in_scopes_are_what_they_are():
+  """A plan has the sizes of the layer that was built, and names it so."""
+  made = planning.make(configured(
+      "transformer.make_layer_stack.layers = "
+      "[@wide/mtf_moe.MoE2D, @mtf_moe.MoE2D]",
+      "wide/MoE2D.expert_x = 8", "wide/MoE2D.min_expert_capacity = 60"))
+  wide, usual = made.mixtures
+  assert [level.experts for level in wide.levels] == [8, Y]
+  assert [level.experts for level in usual.levels] == [X, Y]
+  assert any("wide/MoE2D.min_expert_capacity = 60" in finding
+             for finding in made.findings)
+  assert not any(re.search(r"(?<!wide/)MoE2D.min_expert_capacity", finding)
+                 for finding in made.findings)
+
+
 def test_groups_larger_than_asked_for_are_said():
   """128 tokens at 63 are the two groups that two slices need."""
   made = planning.make(configured("MoE2D.group_size = 63"))
