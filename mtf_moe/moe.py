@@ -6,7 +6,29 @@ Signatures are the same, parameters that are new come last.
 """
 
 from mtf_moe.gating import dense
+from mtf_moe.gating import losses
+from mtf_moe.gating import second_place
+from mtf_moe.gating import word_embeddings
+from mtf_moe.grouping import _split_into_groups
 from mtf_moe.hparams import MoeHparams
+from mtf_moe.layer import transformer_moe_layer
+from mtf_moe.layer import transformer_moe_layer_v1
+from mtf_moe.layer import transformer_moe_layer_v2
+from mtf_moe.transformer_layers import MoE
+from mtf_moe.transformer_layers import MoE1D
+from mtf_moe.transformer_layers import MoE2D
+
+__all__ = [
+    "HParams",
+    "MoE",
+    "MoE1D",
+    "MoE2D",
+    "_split_into_groups",
+    "set_default_moe_hparams",
+    "transformer_moe_layer",
+    "transformer_moe_layer_v1",
+    "transformer_moe_layer_v2",
+]
 
 _ntlb_gating = dense.gating("ntlb")
 _switch_gating = dense.gating("switch")
@@ -70,3 +92,26 @@ def _expert_selection_gating(
       inputs, outer_expert_dims, experts_dim, expert_capacity_dim, hparams,
       train, variable_dtype, importance=importance, name=name,
       num_microbatches=num_microbatches, token_embeddings=token_embeddings)
+
+
+def _stochastically_use_non_top_expert(gate_logits, experts_dim, hparams):
+  """See `second_place.without_best`; experts are the last dimension here."""
+  if experts_dim != gate_logits.shape.dims[-1]:
+    raise ValueError(
+        f"experts_dim = {experts_dim} is not the last dimension of gate_logits "
+        f"of {gate_logits.shape}: transpose them.")
+  return second_place.without_best(
+      gate_logits, MoeHparams.of(hparams).levels[0])
+
+
+def _add_token_emb_to_gate_inputs(
+    gate_inputs, token_embeddings, moe_word_embed_mode):
+  """See `word_embeddings.add_to_gate_inputs`."""
+  return word_embeddings.add_to_gate_inputs(
+      gate_inputs, token_embeddings, moe_word_embed_mode)
+
+
+def _router_z_loss(logits, experts_dim, num_microbatches, importance=None):
+  """See `losses.router_z_loss`; one part of a step has its share of it."""
+  return losses.router_z_loss(logits, experts_dim, importance) / (
+      num_microbatches or 1)
