@@ -110,6 +110,9 @@ class MoeHparams:
       `IMPORTANCES_BELOW`: by its "weight" as mesh_tensorflow's top-2 router has
       it, in full above 0.5, else half; by the "choice", in full if it is the
       token's first, else half; or always in "full".
+    moe_balance_over_used: (level) take the means of the balancing loss over the
+      tokens that count, and not over all slots of a group, as mesh_tensorflow
+      does: then padding and empty slots make the loss no smaller.
     moe_dispatch: how tokens move, one of `DISPATCHES`, with the same result:
       by "einsum", as matrix units like it, at a cost that grows with the group;
       or by "index", which copies rows and suits CPUs and GPUs.
@@ -181,6 +184,7 @@ class MoeHparams:
   moe_limited_top_k: int = knob(2, knobs.positive_integer, by_level=True)
   moe_importance_below: str = knob(
       "weight", knobs.one_of(*IMPORTANCES_BELOW), by_level=True)
+  moe_balance_over_used: bool = knob(False, knobs.boolean, by_level=True)
   moe_dispatch: str = knob("einsum", knobs.one_of(*DISPATCHES))
   moe_summaries: bool = knob(True, knobs.boolean)
   moe_dropless_eval: bool = knob(False, knobs.boolean)

@@ -60,5 +60,6 @@ class NoTokenLeftBehind(switch.SwitchFamily):
     if scores.importance is not None:
       gates *= scores.used
     return mtf.add_n([
-        losses.balance_loss(mask, gates, scores.group_dim, x)
+        losses.balance_loss(
+            mask, gates, scores.group_dim, x, scores.counted(scores.used))
         for mask in masks]) * (1.0 / len(masks))

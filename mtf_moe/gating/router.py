@@ -69,6 +69,19 @@ class Scores:
     """Zero at padding, else one: float32 [<batch dims>, s]."""
     return self._where(mtf.greater, 0.0)
 
+  def counted(self, wanted: mtf.Tensor) -> mtf.Tensor | None:
+    """Over which tokens the balancing loss takes its means.
+
+    Args:
+      wanted: float32 [<batch dims>, s], one where a token's choice counts.
+
+    Returns:
+      the same, or None for all of the group
+    """
+    if self.settings.balance_over_used and self.importance is not None:
+      return wanted
+    return None
+
   def _where(self, compare, value):
     if self.importance is None:
       return mtf.ones(
@@ -343,7 +356,8 @@ def _balance_loss(expert, wanted, gates, scores):
   if scores.importance is not None:  # Else all are.
     mask, gates = mask * wanted, gates * wanted
   return losses.balance_loss(
-      mask, gates, scores.group_dim, scores.experts_dim)
+      mask, gates, scores.group_dim, scores.experts_dim,
+      scores.counted(wanted))
 
 
 def _check(choice, scores, router):

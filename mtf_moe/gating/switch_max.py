@@ -24,5 +24,6 @@ class SwitchMax(switch.SwitchFamily):
         mask * gate, scores.group_dim, scores.capacity_dim)  # [..., x, c]
     return router.ExpertChoice(
         tokens, weights,
-        losses.balance_loss(mask, gates, scores.group_dim, x),
+        losses.balance_loss(
+            mask, gates, scores.group_dim, x, scores.counted(scores.used)),
         wanted=mtf.reduce_sum(mask, reduced_dim=scores.group_dim))

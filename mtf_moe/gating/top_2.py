@@ -31,12 +31,12 @@ class Top2(router.Router):
     gate_2, expert_2 = selection.top_1(gates_left, x)
 
     balance_loss = losses.balance_loss(
-        mask_1, first_gates, scores.group_dim, x)
+        mask_1, first_gates, scores.group_dim, x, scores.counted(scores.full))
     if scores.settings.use_second_place_loss:
       mask_2 = mtf.one_hot(expert_2, x, dtype=gates.dtype) * scores.used
       balance_loss += 0.5 * losses.balance_loss(
           mask_2, losses.without_first_choice(gates_left, x),
-          scores.group_dim, x)
+          scores.group_dim, x, scores.counted(scores.used))
 
     total = gate_1 + gate_2 + losses.EPSILON
     gate_1, gate_2 = gate_1 / total, gate_2 / total

@@ -44,11 +44,12 @@ class TopN(router.Router):
     if scores.importance is not None:
       first_gates *= scores.full
     balance_loss = losses.balance_loss(
-        masks[0], first_gates, scores.group_dim, x)
+        masks[0], first_gates, scores.group_dim, x,
+        scores.counted(scores.used))
     if settings.use_second_place_loss and n > 1:
       balance_loss += 0.5 * losses.balance_loss(
           masks[1], losses.without_first_choice(lefts[0], x),
-          scores.group_dim, x)
+          scores.group_dim, x, scores.counted(scores.used))
     wanted = [scores.used] + [
         scores.used * second_policy.used(gate, settings, scores.train)
         for gate in gates[1:]]

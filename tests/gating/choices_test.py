@@ -104,3 +104,25 @@ def test_all_groups_are_top_n():
 def test_mistakes(settings, said):
   with pytest.raises(ValueError, match=said):
     combine("group_limited", SIX, capacity=2, **settings)
+
+
+@pytest.mark.parametrize("router, loss_if_used", [
+    ("top_2", 1.0), ("switch", 1.0), ("switch_max", 1.0), ("top_n", 1.0),
+    ("ntlb", 1.0)])
+def test_balance_over_the_tokens_that_count(router, loss_if_used):
+  """Three of six tokens, each with an expert of its own, and certain of it."""
+  gates = np.maximum(np.eye(3)[[0, 1, 2, 0, 0, 0]], 1e-30)
+  importance = [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+  settings = dict(capacity=6, importance=importance, ntlb_top_k=1,
+                  top_n_num_experts_per_token=1,
+                  switch_policy_train="argmax")
+  _, loss = combine(router, gates, **settings)
+  assert loss == pytest.approx(0.25, rel=1e-5)
+  _, loss = combine(router, gates, balance_over_used=True, **settings)
+  assert loss == pytest.approx(loss_if_used, rel=1e-5)
+
+
+def test_balance_where_no_token_counts():
+  _, loss = combine("top_2", GATES, capacity=2, importance=[0.0] * 4,
+                    balance_over_used=True)
+  assert loss == 0.0
