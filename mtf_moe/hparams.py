@@ -102,6 +102,8 @@ class MoeHparams:
       draws another, or None for the next likeliest.
     moe_top_n_num_experts_per_token: (level) how many experts a token of the
       router "top_n" uses.
+    moe_noisy_top_k: (level) how many experts a token of the router
+      "noisy_top_k" uses.
     moe_limited_num_groups: (level) into how many groups the router
       "group_limited" puts the experts of a level.
     moe_limited_top_groups: (level) how many of these groups a token may use.
@@ -179,6 +181,7 @@ class MoeHparams:
       None, knobs.optional(_TEMPERATURE), by_level=True)
   moe_top_n_num_experts_per_token: int = knob(
       3, knobs.positive_integer, by_level=True)
+  moe_noisy_top_k: int = knob(2, knobs.positive_integer, by_level=True)
   moe_limited_num_groups: int = knob(4, knobs.positive_integer, by_level=True)
   moe_limited_top_groups: int = knob(2, knobs.positive_integer, by_level=True)
   moe_limited_top_k: int = knob(2, knobs.positive_integer, by_level=True)

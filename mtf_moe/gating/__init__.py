@@ -15,6 +15,7 @@ A router of one's own is a function, or a subclass of `Router`, under a name:
 from mtf_moe.gating import expert_choice
 from mtf_moe.gating import expert_selection
 from mtf_moe.gating import group_limited
+from mtf_moe.gating import noisy_top_k
 from mtf_moe.gating import ntlb
 from mtf_moe.gating import switch
 from mtf_moe.gating import switch_max
@@ -43,6 +44,7 @@ __all__ = [
     "group_limited",
     "name_of",
     "names",
+    "noisy_top_k",
     "ntlb",
     "register",
     "route",

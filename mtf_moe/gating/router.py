@@ -35,6 +35,10 @@ class Scores:
     capacity_dim: the Dimension c of one expert's buffer for one group.
     settings: those of the level.
     train: a boolean.
+    linear: a function from a name to another linear layer of what the logits
+      are made of, float32 [<batch dims>, s, x]; its variable is
+      "<router>/<name>/kernel".
+    outer_expert_dims: those of the batch dims that have a router each.
   """
 
   logits: mtf.Tensor
@@ -42,6 +46,8 @@ class Scores:
   capacity_dim: mtf.Dimension
   settings: hparams_lib.Level
   train: bool
+  linear: Callable[[str], mtf.Tensor]
+  outer_expert_dims: Sequence[mtf.Dimension] = ()
 
   @property
   def experts_dim(self) -> mtf.Dimension:
@@ -310,12 +316,18 @@ def route(
   if settings.word_embed_mode is not None:
     gate_inputs = word_embeddings.add_to_gate_inputs(
         gate_inputs, token_embeddings, settings.word_embed_mode)
-  logits = mtf.layers.dense(
-      gate_inputs, experts_dim, reduced_dims=gate_inputs.shape.dims[-1:],
-      expert_dims=outer_expert_dims, use_bias=False,
-      variable_dtype=variable_dtype, name=name or scope_name(router))
-  scores = Scores(found.prepare_logits(logits, settings, train), importance,
-                  capacity_dim, settings, train)
+  scope = name or scope_name(router)
+
+  def linear(name):
+    return mtf.layers.dense(
+        gate_inputs, experts_dim, reduced_dims=gate_inputs.shape.dims[-1:],
+        expert_dims=outer_expert_dims, use_bias=False,
+        variable_dtype=variable_dtype, name=name)
+
+  scores = Scores(
+      found.prepare_logits(linear(scope), settings, train), importance,
+      capacity_dim, settings, train, lambda name: linear(f"{scope}/{name}"),
+      tuple(outer_expert_dims or ()))
   choice = found.choose(scores)
   _check(choice, scores, router)
   gates = scores.gates if choice.gates is None else choice.gates
