@@ -86,7 +86,8 @@ def check_known(name: str, value: Any, known: Iterable[str]):
     known: the names of the layer's hyperparameters.
   """
   known = list(known)
-  if name in known or name in _OTHERS:
+  if name in known or name in _OTHERS or not (
+      _is_ours(name) or _PREFIX + name in known):
     return
   nearest = difflib.get_close_matches(
       name.lower(), known, n=1) or difflib.get_close_matches(

@@ -123,6 +123,7 @@ class MoeHparams:
     moe_dropless_eval: outside of training, give every expert, at all levels, as
       many slots as the group has tokens, whatever the capacity factors: no
       token is dropped. What a model loses by its capacities is the difference.
+      Routers in which experts choose keep their capacities.
     moe_dropless_inference: the same where the model scores, samples, searches
       with beams or is exported: what comes out for one sequence then does not
       depend on the others in its batch. The experts compute as many slots as
@@ -167,7 +168,7 @@ class MoeHparams:
   moe_switch_jitter: float = knob(1e-2, knobs.number(
       below=1.0, remedy="0.01 is the usual jitter, 0 is none"), by_level=True)
   moe_ntlb_top_k: int = knob(4, knobs.positive_integer, by_level=True)
-  moe_output_dim: Any = None
+  moe_output_dim: Any = knob(None, knobs.optional(knobs.dimension))
   moe_use_experts_attention: bool = knob(False, knobs.boolean)
   moe_z_loss: float | None = knob(None, knobs.optional(knobs.number(
       remedy="0.001 is the usual weight, None turns it off")), by_level=True)
@@ -202,11 +203,26 @@ class MoeHparams:
         raise knobs.Mistake("levels", self.moe_levels, (
             "must be a list of one Level or more, such as [@outer/Level(), "
             "@inner/Level()]."))
+      self._check_that_levels_say_all(levels)
       object.__setattr__(self, "moe_levels", levels)
       object.__setattr__(
           self, "moe_num_experts", tuple(level.experts for level in levels))
     object.__setattr__(
         self, "moe_num_experts", _checked_experts(self.moe_num_experts))
+
+  def _check_that_levels_say_all(self, levels):
+    """Raises ValueError for what `moe_levels` would leave without effect."""
+    for name in ("moe_gating", "moe_capacity_factor_second_level",
+                 *(f"{knobs.PREFIX}{name}" for name in _BY_LEVEL)):
+      value = getattr(self, name)
+      if value != self.default(name):
+        raise knobs.Mistake(name.removeprefix(knobs.PREFIX), value, (
+            "has no effect on levels that have settings of their own: set it "
+            "for each Level."))
+    experts = tuple(level.experts for level in levels)
+    if self.moe_num_experts not in (self.default("moe_num_experts"), experts):
+      raise knobs.Mistake("num_experts", self.moe_num_experts, (
+          f"is not what the levels have, {experts}: set Level.experts."))
 
   @classmethod
   def of(cls, hparams, num_levels: int | None = None) -> "MoeHparams":
@@ -227,7 +243,8 @@ class MoeHparams:
     if type(hparams) is MoeHparams:
       return hparams
     if isinstance(hparams, MoeHparams):
-      return MoeHparams(**vars(hparams))
+      return MoeHparams(**{name: getattr(hparams, name)
+                           for name in cls.names()})
     stated = foreign_hparams.stated(hparams, cls.names())
     if "moe_num_experts" not in stated and num_levels in DEFAULT_NUM_EXPERTS:
       stated["moe_num_experts"] = DEFAULT_NUM_EXPERTS[num_levels]
@@ -271,7 +288,7 @@ class MoeHparams:
     if not isinstance(gating, (list, tuple)):
       return [gating] * num_levels
     if len(gating) != num_levels:
-      raise knobs.Mistake("moe_gating", gating, (
+      raise knobs.Mistake("gating", gating, (
           f"must be one router, or one for each of the {num_levels} levels, "
           f'such as {["top_2", "switch", "top_2"][:num_levels]}.'))
     return gating
@@ -339,10 +356,16 @@ class ChangeableHparams(MoeHparams):
 
   def __setattr__(self, name, value):
     names = self.names()
-    foreign_hparams.check_known(name, value, names)
-    if name in names:  # Others are for other layers.
-      checked = MoeHparams(**{**vars(self), name: value})
-      object.__setattr__(self, name, getattr(checked, name))
+    if name not in names:  # It is for another layer.
+      foreign_hparams.check_known(name, value, names)
+      object.__setattr__(self, name, value)
+      return
+    given = {one: getattr(self, one) for one in names}
+    if name == "moe_levels":
+      del given["moe_num_experts"]
+    checked = MoeHparams(**{**given, name: value})
+    for one in names:
+      object.__setattr__(self, one, getattr(checked, one))
 
   def add_hparam(self, name, value):
     """Sets one, as it can be with mesh_tensorflow's."""

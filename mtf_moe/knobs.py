@@ -4,9 +4,10 @@ A check is a function of a field's name and its value. It returns the value, as
 it is kept, or raises a `Mistake`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import dataclasses
 import math
+import numbers
 import operator
 from typing import Any
 
@@ -30,17 +31,18 @@ class Mistake(ValueError):
     self.owner = owner
     super().__init__(f"{owner or PREFIX}{name} = {value!r} {explanation}")
 
-  def of(self, layer: str, names: Mapping[str, str] | None = None) -> "Mistake":
+  def of(self, layer: str,
+         called: Callable[[str], str] = lambda name: name) -> "Mistake":
     """The same, of a layer that has the knob as a parameter.
 
     Args:
       layer: such as "MoE2D", or "wide/MoE2D" in a gin scope.
-      names: what knobs are called there, where it is not their name.
+      called: what a knob is called there.
     """
     if self.owner:
       return self
-    return Mistake((names or {}).get(self.name, self.name), self.value,
-                   self.explanation, f"{layer}.")
+    return Mistake(
+        called(self.name), self.value, self.explanation, f"{layer}.")
 
 
 def knob(default, check: Callable[[str, Any], Any], by_level=False):
@@ -114,17 +116,22 @@ def number(remedy: str, positive=False, below=math.inf):
   highest = "finite" if below == math.inf else f"below {below:g}"
 
   def check_number(name, value):
-    try:
-      as_float = float(value)
-      fits = 0 <= as_float < below and not (positive and as_float == 0)
-    except (TypeError, ValueError):
-      fits = False
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    fits = is_number and 0 <= float(value) < below and not (
+        positive and value == 0)
     if not fits:
       raise Mistake(name, value, (
           f"must be a number, {lowest} and {highest}; {remedy}."))
     return value
 
   return check_number
+
+
+def dimension(name, value):
+  if not (hasattr(value, "name") and hasattr(value, "size")):
+    raise Mistake(
+        name, value, "is no mtf.Dimension: give one, or None for the model's.")
+  return value
 
 
 def optional(check_value):

@@ -10,6 +10,7 @@ import logging
 
 import mesh_tensorflow as mtf
 
+from mtf_moe import gating
 from mtf_moe import grouping
 from mtf_moe import hparams as hparams_lib
 from mtf_moe import knobs
@@ -185,7 +186,9 @@ def size(batch_dims: list[mtf.Dimension], length: mtf.Dimension,
       raise knobs.Mistake(f"num_experts[{number}]", one.experts, wrong)
     num_groups, group_size = grouping._split_into_groups(
         batch.size * per_batch, one.group_size, mesh.ways(batch))
-    dropless = hparams.moe_dropless_eval and not train
+    # Experts that choose would take all tokens, which is another network.
+    dropless = (hparams.moe_dropless_eval and not train
+                and not gating.find(one.router).needs_whole_sequences)
     capacity = grouping.expert_capacity(
         group_size,
         # As many times an even share as there are experts is the whole group.

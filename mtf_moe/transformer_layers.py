@@ -59,7 +59,10 @@ def _with_parameters_of_hparams(first: dict, last: dict, without=()):
 
     @functools.wraps(init)
     def checked(self, *args, **kwargs):
-      given = inspect.signature(checked).bind(self, *args, **kwargs)
+      try:
+        given = signature.bind(self, *args, **kwargs)
+      except TypeError as error:
+        raise TypeError(f"{cls.__name__}: {error}.") from None
       given.apply_defaults()
       init(**given.arguments)
 
@@ -88,7 +91,7 @@ class _Mixture(transformer.TransformerLayer):
   `self._hparams.moe_group_size = 512`.
   """
 
-  # What parameters are called here whose name is another in `MoeHparams`.
+  # What hyperparameters are called here whose name is another.
   _names: Mapping[str, str] = types.MappingProxyType({})
 
   def _set(self, num_experts, experts, parameters, levels=None):
@@ -100,16 +103,27 @@ class _Mixture(transformer.TransformerLayer):
       parameters: the other hyperparameters, by their name in gin.
       levels: a list of `Level`s, or None.
     """
-    # Where in gin it was configured, for messages.
-    self._called = "/".join([*gin.current_scope(), type(self).__name__])
+    self._called = _called_in_gin(type(self))
     self._experts = experts
     with self._mistakes_named():
+      sizes = {"moe_num_experts": num_experts} if levels is None else {
+          "moe_levels": levels}
       self._hparams = ChangeableHparams(
-          moe_num_experts=num_experts, moe_levels=levels,
+          **sizes,
           **{name: parameters[_gin_name(name)] for name in MoeHparams.names()
              if _gin_name(name) in parameters})
-      for level in self._hparams.levels:
-        gating.find(level.router)
+      for number, level in enumerate(self._hparams.levels):
+        try:
+          gating.find(level.router)
+        except knobs.Mistake as mistake:
+          if levels is not None:
+            mistake = mistake.of(f"{self._called}.levels[{number}]",
+                                 lambda name: "router")
+          raise mistake from None
+      if not callable(experts):
+        raise knobs.Mistake("experts", experts, (
+            "is no function: use one with the arguments of "
+            "mtf_moe.experts.feed_forward."))
       if experts is experts_lib.feed_forward:
         experts_lib.check_activation(self._hparams.moe_activation)
 
@@ -119,7 +133,11 @@ class _Mixture(transformer.TransformerLayer):
     try:
       yield
     except knobs.Mistake as mistake:
-      raise mistake.of(self._called, self._names) from None
+      raise mistake.of(self._called, self._parameter) from None
+
+  def _parameter(self, name):
+    """What a hyperparameter is called here."""
+    return self._names.get(name, name)
 
   @property
   def hparams(self) -> MoeHparams:
@@ -170,7 +188,8 @@ class _Mixture(transformer.TransformerLayer):
           context.model.layout,
           context.model.mesh_shape,
           nonpadding,
-          None,
+          # As a subclass of mesh_tensorflow's class may set it.
+          getattr(self, "_activation", None),
           context.num_microbatches,
           embeddings,
           self._experts,
@@ -237,7 +256,8 @@ class MoE1D(_Mixture):
     ValueError: if a value is not allowed.
   """
 
-  _names = types.MappingProxyType({"num_experts[0]": "num_experts"})
+  _names = types.MappingProxyType(
+      {"gating": "moe_gating", "num_experts[0]": "num_experts"})
 
   def __init__(self, num_experts, experts, **parameters):
     self._set(num_experts, experts, parameters)
@@ -263,8 +283,9 @@ class MoE2D(_Mixture):
     ValueError: if a value is not allowed.
   """
 
-  _names = types.MappingProxyType(
-      {"num_experts[0]": "expert_x", "num_experts[1]": "expert_y"})
+  _names = types.MappingProxyType({
+      "gating": "moe_gating", "num_experts[0]": "expert_x",
+      "num_experts[1]": "expert_y"})
 
   def __init__(self, expert_x, expert_y, experts, **parameters):
     self._set((expert_x, expert_y), experts, parameters)
@@ -288,14 +309,39 @@ class MoE(_Mixture):
   """
 
   def __init__(self, levels, experts, **parameters):
-    sized = [isinstance(level, Level) for level in levels]
-    if not any(sized):
-      self._set(tuple(levels), experts, parameters)
+    self._called = _called_in_gin(type(self))
+    with self._mistakes_named():
+      levels = _checked_levels(levels)
+    if isinstance(levels[0], Level):
+      self._set(None, experts, parameters, levels)
     else:
-      self._set((), experts, parameters, levels)
+      self._set(tuple(levels), experts, parameters)
+
+  def _parameter(self, name):
+    return "moe_gating" if name == "gating" else (
+        name.replace("num_experts", "levels"))
 
 
 gin.external_configurable(Level, "Level", module="mtf_moe")
+
+
+def _called_in_gin(cls):
+  """The name of a class with the scopes of gin that it is made in."""
+  return "/".join([*gin.current_scope(), cls.__name__])
+
+
+def _checked_levels(levels):
+  """Numbers of experts, or `Level`s; ValueError for anything else."""
+  if not isinstance(levels, list | tuple) or not levels:
+    raise knobs.Mistake("levels", levels, (
+        "must be a list with the number of experts of each level, such as "
+        "[4, 4, 4], or with a Level for each."))
+  for number, level in enumerate(levels):
+    if not (isinstance(level, Level) or knobs.is_positive_integer(level)):
+      raise knobs.Mistake(f"levels[{number}]", level, (
+          "is neither a number of experts, 1 or more, nor a Level, which in "
+          "gin is written with its parentheses, as in @coarse/Level()."))
+  return levels
 
 
 def _as_batch_and_length(dims):

@@ -135,6 +135,8 @@ def test_changeable():
   hparams.moe_group_size = 32
   hparams.add_hparam("moe_num_experts", [4, 2])
   hparams.moe_heterogeneous_mask_info = None  # For another layer.
+  hparams.add_hparam("other", 1)
+  assert hparams.other == 1
   expected = MoeHparams(
       moe_activation=None, moe_group_size=32, moe_num_experts=(4, 2))
   assert MoeHparams.of(hparams) == expected
@@ -199,7 +201,7 @@ def test_levels_of_flat_settings():
 
 def test_levels_of_their_own():
   levels = [Level(experts=4, group_size=32), Level(experts=2, router="switch")]
-  hparams = MoeHparams(moe_levels=levels, moe_group_size=7)
+  hparams = MoeHparams(moe_levels=levels)
   assert hparams.levels == tuple(levels)
   assert hparams.moe_num_experts == (4, 2)
   assert MoeHparams.of(ChangeableHparams(moe_levels=levels)).levels == tuple(
@@ -210,6 +212,20 @@ def test_levels_of_their_own():
     Level(second_policy_eval="some")
   with pytest.raises(ValueError, match=r"moe_levels = \[4, 2\] must be a list"):
     MoeHparams(moe_levels=[4, 2])
+
+
+@pytest.mark.parametrize("name, value", [
+    ("moe_group_size", 7), ("moe_gating", "switch"), ("moe_z_loss", 0.1),
+    ("moe_capacity_factor_second_level", 2.0), ("moe_num_experts", (3, 3))])
+def test_what_levels_would_leave_without_effect(name, value):
+  levels = [Level(experts=4), Level(experts=2)]
+  changeable = ChangeableHparams(moe_levels=levels)
+  with pytest.raises(ValueError, match=f"{name} = .*(has no effect|is not wh)"):
+    MoeHparams(**{"moe_levels": levels, name: value})
+  with pytest.raises(ValueError, match=f"{name} = .*(has no effect|is not wh)"):
+    setattr(changeable, name, value)
+  changeable.moe_levels = [Level(experts=5)]
+  assert changeable.moe_num_experts == (5,)
 
 
 def test_every_knob_of_a_level_is_one_of_the_layer():
@@ -241,6 +257,8 @@ def test_one_level():
      "MoE2D.capacity_factor_second_level = inf"),
     ("moe_capacity_factor_train", float("nan"),
      "MoE2D.capacity_factor_train = nan"),
+    ("moe_capacity_factor_train", "1.25", "capacity_factor_train = '1.25'"),
+    ("moe_z_loss", True, "MoE2D.z_loss = True must be a number"),
     ("moe_capacity_factor_train", "much", "MoE2D.capacity_factor_train = 'muc"),
     ("moe_dropless_eval", 1, "MoE2D.dropless_eval = 1 .*True or False"),
     ("moe_use_second_place_loss", "no", "use_second_place_loss = 'no' is nei"),
@@ -270,7 +288,18 @@ def test_mistakes_are_named_as_in_gin(attribute, value, said):
 def test_mistakes_are_named_as_what_they_were_given_to():
   for build, said in (
       (lambda: mtf_moe.MoE1D(num_experts=0), "MoE1D.num_experts = 0 must"),
-      (lambda: mtf_moe.MoE(levels=[4, 0]), r"MoE.num_experts\[1\] = 0"),
+      (lambda: mtf_moe.MoE(levels=[4, 0]), r"MoE.levels\[1\] = 0 is neither"),
+      (lambda: mtf_moe.MoE(levels=[Level]), r"MoE.levels\[0\] = .*@coarse/L"),
+      (lambda: mtf_moe.MoE(levels=4), "MoE.levels = 4 must be a list"),
+      (lambda: mtf_moe.MoE(levels=[]), r"MoE.levels = \[\] must be a list"),
+      (lambda: mtf_moe.MoE(levels=[Level(), Level(router="swtch")]),
+       r"MoE.levels\[1\].router = 'swtch' is not known"),
+      (lambda: mtf_moe.MoE(levels=[Level()], z_loss=0.1),
+       "MoE.z_loss = 0.1 has no effect on levels"),
+      (lambda: mtf_moe.MoE1D(output_dim=8), "MoE1D.output_dim = 8 is no mtf.D"),
+      (lambda: mtf_moe.MoE2D(experts=None), "MoE2D.experts = None is no func"),
+      (lambda: MoeHparams(moe_gating=["top_2"]).levels,
+       r"moe_gating = \['top_2'\] must be one router, or"),
       (lambda: MoeHparams(moe_group_size=0), "moe_group_size = 0 must"),
       (lambda: MoeHparams(moe_num_experts=(4, 0)),
        r"moe_num_experts\[1\] = 0 must")):
@@ -288,3 +317,8 @@ def test_the_ends_of_the_allowed_ranges():
       moe_min_expert_capacity=1, moe_capacity_factor_train=1e-3,
       moe_second_threshold_train=0, moe_loss_coef=0, moe_z_loss=0,
       moe_dropout_rate=0.0)
+
+
+def test_a_parameter_that_there_is_not():
+  with pytest.raises(TypeError, match=r"MoE2D: got an unexpected .*'expertx'"):
+    mtf_moe.MoE2D(expertx=2)

@@ -29,6 +29,8 @@ class ExpertSelection(switch.SwitchFamily):
     if scores.importance is not None:
       logits += (1.0 - scores.used) * _NEVER
     gates = mtf.softmax(logits, s)  # [..., s, x], of each expert's tokens.
+    if scores.importance is not None:
+      gates *= scores.used  # In a group of nothing but padding.
     tokens, weights = selection.top_k_tokens(
         gates, s, scores.capacity_dim)  # [..., x, c]
     taken = mtf.one_hot(tokens, s, dtype=gates.dtype)  # [..., x, c, s]

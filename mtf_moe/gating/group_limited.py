@@ -45,7 +45,7 @@ class GroupLimited(router.Router):
         scores.gates, x, groups, kept)  # [..., s, x]
     experts, gates = [], []
     for _ in range(k):
-      gate, expert = selection.top_1(left, x)  # [..., s]
+      gate, expert = selection.likeliest(left, x)  # [..., s]
       left *= 1.0 - mtf.one_hot(expert, x, dtype=left.dtype)
       experts.append(expert)
       gates.append(gate)
@@ -64,7 +64,7 @@ class GroupLimited(router.Router):
     left = mtf.reduce_sum(largest, reduced_dim=best)  # [..., s, groups]
     chosen = 0.0
     for _ in range(kept):
-      _, group = selection.top_1(left, group_dim)
+      _, group = selection.likeliest(left, group_dim)
       mask = mtf.one_hot(group, group_dim, dtype=left.dtype)
       left *= 1.0 - mask
       chosen += mask

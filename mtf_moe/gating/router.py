@@ -210,16 +210,21 @@ def register(name: str) -> Callable[[Any], Any]:
   """A decorator that makes a router known under a name.
 
   Args:
-    name: a string, for gin (`MoE2D.moe_gating = "noisy_switch"`) and, at a
+    name: an identifier, for gin (`MoE2D.moe_gating = "noisy_switch"`) and, at a
       single level, for the router's variable ("noisy_switch_gating/kernel").
 
   Returns:
-    a function from a subclass of `Router`, or a function from `Scores` to a
-    choice, to the same.
+    a function from a subclass or an instance of `Router`, or a function from
+    `Scores` to a choice, to the same.
 
   Raises:
     ValueError: if there is a router of this name, or if it is none.
   """
+  if not (isinstance(name, str) and name.isidentifier()):
+    raise ValueError(
+        f"{name!r} is no name for a router: use a string of letters, digits "
+        'and underscores, as in @gating.register("noisy_switch").')
+
   def add(router):
     if name in _routers:
       raise ValueError(
@@ -227,6 +232,8 @@ def register(name: str) -> Callable[[Any], Any]:
           "name.")
     if isinstance(router, type) and issubclass(router, Router):
       _routers[name] = router()
+    elif isinstance(router, Router):
+      _routers[name] = router
     elif callable(router) and not isinstance(router, type):
       _routers[name] = _Function(router)
     else:
@@ -259,7 +266,7 @@ def find(given) -> Router:
   if callable(given) and not isinstance(given, type):
     return _Function(given)
   raise knobs.Mistake(
-      "moe_gating", given,
+      "gating", given,
       f"is not known. Choose one of: {', '.join(map(repr, names()))}; or "
       "--module_import the file that registers it.")
 
@@ -312,10 +319,6 @@ def route(
       allowed.
   """
   found = find(router)
-  gate_inputs = found.prepare_inputs(mtf.to_float(inputs), settings, train)
-  if settings.word_embed_mode is not None:
-    gate_inputs = word_embeddings.add_to_gate_inputs(
-        gate_inputs, token_embeddings, settings.word_embed_mode)
   scope = name or scope_name(router)
 
   def linear(name):
@@ -324,18 +327,24 @@ def route(
         expert_dims=outer_expert_dims, use_bias=False,
         variable_dtype=variable_dtype, name=name)
 
-  scores = Scores(
-      found.prepare_logits(linear(scope), settings, train), importance,
-      capacity_dim, settings, train, lambda name: linear(f"{scope}/{name}"),
-      tuple(outer_expert_dims or ()))
-  choice = found.choose(scores)
-  _check(choice, scores, router)
+  with tf.variable_scope(scope):  # For variables of the router's own.
+    gate_inputs = found.prepare_inputs(mtf.to_float(inputs), settings, train)
+  if settings.word_embed_mode is not None:
+    gate_inputs = word_embeddings.add_to_gate_inputs(
+        gate_inputs, token_embeddings, settings.word_embed_mode)
+  logits = linear(scope)
+  with tf.variable_scope(scope):
+    scores = Scores(
+        found.prepare_logits(logits, settings, train), importance,
+        capacity_dim, settings, train, linear, tuple(outer_expert_dims or ()))
+    choice = _checked(found.choose(scores), scores, router)
   gates = scores.gates if choice.gates is None else choice.gates
 
   balance_loss, z_loss = choice.balance_loss, None
   wanted: Sequence[mtf.Tensor] = ()
   if isinstance(choice, TokenChoice):
-    wanted = choice.wanted or [scores.used] * len(choice.experts)
+    wanted = _used_only(choice.wanted, scores) or (
+        [scores.used] * len(choice.experts))
     if balance_loss is None:
       balance_loss = _balance_loss(choice.experts[0], wanted[0], gates, scores)
   if train and settings.z_loss is not None:
@@ -372,51 +381,64 @@ def _balance_loss(expert, wanted, gates, scores):
       scores.counted(wanted))
 
 
-def _check(choice, scores, router):
-  """Raises ValueError unless a router returned what it has to."""
+def _used_only(wanted, scores):
+  """What is wanted, but by padding: that has no slot whatever a router says."""
+  if wanted is None or scores.importance is None:
+    return wanted
+  return [one * scores.used for one in wanted]
+
+
+def _checked(choice, scores, router):
+  """What a router returned, with the dimensions in order.
+
+  Raises:
+    ValueError: unless it is what it has to be.
+  """
   s, x, c = scores.group_dim, scores.experts_dim, scores.capacity_dim
   *batch, _, _ = scores.logits.shape.dims
-  called = name_of(router)
+  name = name_of(router)
   if isinstance(choice, ExpertChoice):
-    _check_shapes(called, [
-        ("tokens", choice.tokens, [*batch, x, c], True),
-        ("weights", choice.weights, [*batch, x, c], False),
-        ("balance_loss", choice.balance_loss, [], False)])
-    if choice.wanted is not None:
-      _check_shapes(called, [("wanted", choice.wanted, [*batch, x], False)])
+    dims = {"tokens": [*batch, x, c], "weights": [*batch, x, c],
+            "balance_loss": [], "wanted": [*batch, x], "gates": [*batch, s, x]}
   elif isinstance(choice, TokenChoice):
-    k = len(choice.experts)
-    for name in ("weights", "wanted"):
-      values = getattr(choice, name)
-      if (values is not None and len(values) != k) or not k:
-        raise ValueError(
-            f"The router {called!r} returned {k} experts and {len(values)} "
-            f"{name} for each token: return as many of both, one at least.")
-    _check_shapes(called, [
-        (name, tensor, [*batch, s], name == "experts")
-        for name in ("experts", "weights", "wanted")
-        for tensor in getattr(choice, name) or ()])
-    if choice.balance_loss is not None:
-      _check_shapes(
-          called, [("balance_loss", choice.balance_loss, [], False)])
+    dims = {"experts": [*batch, s], "weights": [*batch, s],
+            "wanted": [*batch, s], "balance_loss": [], "gates": [*batch, s, x]}
+    _check_numbers(choice, name)
   else:
-    raise ValueError(
-        f"The router {called!r} returned {choice!r}: return a "
-        "gating.TokenChoice or a gating.ExpertChoice.")
-  if choice.gates is not None:
-    _check_shapes(called, [("gates", choice.gates, [*batch, s, x], False)])
+    raise knobs.Mistake("gating", name, (
+        f"returned {choice!r}: return a gating.TokenChoice or a "
+        "gating.ExpertChoice."))
+
+  def in_order(field, value):
+    if value is None:
+      return None
+    if isinstance(value, list | tuple):
+      return [in_order(field, one) for one in value]
+    wanted = mtf.Shape(dims[field])
+    dtype = tf.int32 if field in ("experts", "tokens") else tf.float32
+    if not (isinstance(value, mtf.Tensor) and value.dtype == dtype
+            and set(value.shape.dims) == set(wanted.dims)):
+      found = (f"{value.dtype.name} {value.shape}"
+               if isinstance(value, mtf.Tensor) else repr(value))
+      raise knobs.Mistake("gating", name, (
+          f"returned {field} of {found}, where {dtype.name} {wanted} is "
+          "needed."))
+    return value if value.shape == wanted else mtf.transpose(value, wanted)
+
+  return dataclasses.replace(choice, **{
+      field: in_order(field, getattr(choice, field)) for field in dims})
 
 
-def _check_shapes(router_name, expected):
-  """Checks (name, tensor, dims, whether of integers), in any order of dims."""
-  for name, tensor, dims, is_integer in expected:
-    fits = (isinstance(tensor, mtf.Tensor)
-            and set(tensor.shape.dims) == set(dims)
-            and tensor.dtype == (tf.int32 if is_integer else tf.float32))
-    if not fits:
-      kind = "int32" if is_integer else "float32"
-      found = (f"{tensor.dtype.name} {tensor.shape}"
-               if isinstance(tensor, mtf.Tensor) else repr(tensor))
-      raise ValueError(
-          f"The router {router_name!r} returned {name} of {found}, where "
-          f"{kind} {mtf.Shape(dims)} is needed.")
+def _check_numbers(choice, name):
+  """Raises ValueError unless all that is said of choices is as many."""
+  for field in ("experts", "weights", "wanted"):
+    values = getattr(choice, field)
+    if values is None and field == "wanted":
+      continue
+    if not isinstance(values, list | tuple) or not values or (
+        len(values) != len(choice.experts)):
+      found = (f"{len(values)} {field}" if isinstance(values, list | tuple)
+               else f"{field} of {values!r}")
+      raise knobs.Mistake("gating", name, (
+          f"returned {found}: return a list with a Tensor for each choice of a "
+          "token, one at least, and of experts, weights and wanted as many."))

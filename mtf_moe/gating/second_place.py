@@ -2,7 +2,7 @@
 
 import mesh_tensorflow as mtf
 
-from mtf_moe import operations
+from mtf_moe.gating import selection
 from mtf_moe.hparams import Level
 
 _NEVER = -1e9  # Added to a logit, it makes a gate of 0.
@@ -22,10 +22,8 @@ def without_best(logits: mtf.Tensor, settings: Level) -> mtf.Tensor:
     float32 [..., s, x]
   """
   experts_dim = logits.shape.dims[-1]
-  one = mtf.Dimension("best", 1)
-  _, number = operations.top_k(logits, experts_dim, one)
-  best = mtf.reduce_sum(
-      mtf.one_hot(number, experts_dim), reduced_dim=one)  # [..., s, x]
+  _, best = selection.top_1(logits, experts_dim)
+  best = mtf.one_hot(best, experts_dim)  # [..., s, x]
   drawn = mtf.to_float(mtf.less(
       mtf.random_uniform(logits.mesh, logits.shape.dims[:-1]),
       settings.use_second_place_expert_prob))  # [..., s]

@@ -11,8 +11,25 @@ import tensorflow.compat.v1 as tf
 from mtf_moe import operations
 
 
-def top_1(gates, experts_dim):
-  """mtf.top_1: a token's largest gate and its expert, the first of equal ones.
+def top_1(values: mtf.Tensor, dim) -> tuple[mtf.Tensor, mtf.Tensor]:
+  """`mtf.top_1`: the largest of any values, the first of equal ones.
+
+  Args:
+    values: a Tensor [..., <dim>, ...].
+    dim: a Dimension.
+
+  Returns:
+    the largest, [...], and where it is, int32 [...]
+  """
+  one = mtf.Dimension("_one", 1)
+  return tuple(mtf.reshape(result, result.shape - one)
+               for result in operations.top_k(values, dim, one))
+
+
+def likeliest(gates: mtf.Tensor, experts_dim) -> tuple[mtf.Tensor, mtf.Tensor]:
+  """A token's largest gate and its expert, the first of equal ones.
+
+  The same as `top_1`, but faster, and only for what is not negative.
 
   Args:
     gates: float32 [..., s, x], none of them negative.
@@ -42,7 +59,7 @@ def top_1(gates, experts_dim):
   return operations.slicewise(
       largest, [gates], output_shape=[mtf.Shape(token_dims)] * 2,
       output_dtype=[gates.dtype, tf.int32], splittable_dims=token_dims,
-      grad_function=gradient, name="top_1")
+      grad_function=gradient, name="likeliest")
 
 
 def top_k_tokens(gates: mtf.Tensor, group_dim, capacity_dim

@@ -50,7 +50,7 @@ def choice(scores: router.Scores) -> tuple[mtf.Tensor, mtf.Tensor]:
     its gate, float32 [..., s], and its number, int32 [..., s].
   """
   if scores.settings.switch_policy(scores.train) != "sample":
-    return selection.top_1(scores.gates, scores.experts_dim)
+    return selection.likeliest(scores.gates, scores.experts_dim)
   expert = mtf.sample_with_temperature(
       scores.logits, scores.experts_dim,
       temperature=scores.settings.switch_temperature)

@@ -19,7 +19,7 @@ class Top2(router.Router):
 
   def choose(self, scores):
     x, gates = scores.experts_dim, scores.gates  # [..., s, x]
-    gate_1, expert_1 = selection.top_1(gates, x)  # [..., s]
+    gate_1, expert_1 = selection.likeliest(gates, x)  # [..., s]
     mask_1 = mtf.one_hot(expert_1, x, dtype=gates.dtype)  # [..., s, x]
     first_gates = gates
     if scores.importance is not None:
@@ -28,7 +28,7 @@ class Top2(router.Router):
       mask_1, gate_1, first_gates = (
           mask_1 * scores.full, gate_1 * scores.full, gates * scores.full)
     gates_left = gates * (1.0 - mask_1)  # [..., s, x]
-    gate_2, expert_2 = selection.top_1(gates_left, x)
+    gate_2, expert_2 = selection.likeliest(gates_left, x)
 
     balance_loss = losses.balance_loss(
         mask_1, first_gates, scores.group_dim, x, scores.counted(scores.full))
@@ -40,8 +40,7 @@ class Top2(router.Router):
 
     total = gate_1 + gate_2 + losses.EPSILON
     gate_1, gate_2 = gate_1 / total, gate_2 / total
-    wanted_2 = scores.used * second_policy.used(
-        gate_2, scores.settings, scores.train)
+    wanted_2 = second_policy.used(gate_2, scores.settings, scores.train)
     return router.TokenChoice(
         [expert_1, expert_2], [gate_1, gate_2], [scores.full, wanted_2],
         balance_loss)

@@ -29,7 +29,7 @@ class TopN(router.Router):
     left = scores.gates  # [..., s, x], the gates of what is not chosen yet.
     rounds = []
     for _ in range(n):
-      gate, expert = selection.top_1(left, x)  # [..., s]
+      gate, expert = selection.likeliest(left, x)  # [..., s]
       mask = mtf.one_hot(expert, x, dtype=gate.dtype)  # [..., s, x]
       if scores.importance is not None:
         mask, gate = mask * scores.used, gate * scores.used
@@ -51,6 +51,5 @@ class TopN(router.Router):
           masks[1], losses.without_first_choice(lefts[0], x),
           scores.group_dim, x, scores.counted(scores.used))
     wanted = [scores.used] + [
-        scores.used * second_policy.used(gate, settings, scores.train)
-        for gate in gates[1:]]
+        second_policy.used(gate, settings, scores.train) for gate in gates[1:]]
     return router.TokenChoice(experts, gates, wanted, balance_loss)

@@ -188,8 +188,9 @@ def balanced(levels, hparams) -> Balanced:
     with tf.Session() as session:
       session.run(tf.global_variables_initializer())
       for variable in tf.global_variables():
-        variable.load(
-            kernels[variable.op.name].reshape(variable.shape), session)
+        # Routers may have others, which stay as they begin.
+        if (kernel := kernels.get(variable.op.name)) is not None:
+          variable.load(kernel.reshape(variable.shape), session)
       session.run(lowering.copy_masters_to_slices())
       empty, slots, lost = session.run(fetches)
   num_tokens = shape.size / depth.size

@@ -28,6 +28,7 @@ import zipfile
 
 import mtf_moe  # For gin, and for mesh_tensorflow.
 from mtf_moe.run import mistakes
+from mtf_moe.run import patches
 from mtf_moe.run import recording
 
 assert mtf_moe
@@ -60,7 +61,8 @@ def main(arguments: list[str]):
         f"{name} is no module that can be run, no file and no command of an "
         "installed Python package. In which directory is it, or what has to "
         "be installed into this Python?"))
-  with _argv([name, *rest]), recording.every_estimator():
+  with (_argv([name, *rest]), recording.every_estimator(),
+        patches.our_layer_of_one_level()):
     run()
 
 

@@ -69,6 +69,7 @@ def main(argv):
     tf.enable_resource_variables()
     if not FLAGS.tensorflow_log:
       stack.enter_context(patches.silent_print_op())
+    stack.enter_context(patches.our_layer_of_one_level())
     FLAGS.model_dir = paths.usable(FLAGS.model_dir, "--model_dir")
     machines.check_only_one()
     machines.check_tpu(FLAGS.tpu, FLAGS.tpu_zone, FLAGS.gcp_project)

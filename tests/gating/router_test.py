@@ -7,8 +7,10 @@ import tensorflow.compat.v1 as tf
 
 import mtf_moe
 from mtf_moe import gating
+from mtf_moe import layer_records
 from mtf_moe.gating import router as router_lib
 from mtf_moe.gating import routing
+from mtf_moe.plan import mixtures
 from tests import harness
 
 GROUP, EXPERTS, CAPACITY, DEPTH = (mtf.Dimension(*dim) for dim in (
@@ -183,9 +185,10 @@ def takes_gates(scores):
 
 @pytest.mark.parametrize("router, said", [
     (returns_gates, "(?s)returned .*: return a gating.TokenChoice or"),
-    (returning(weights=[]), "returned 1 experts and 0 weights for each token"),
-    (returning(experts=[], weights=[]), "returned 0 experts and 0 weights"),
-    (returning(wanted=lambda gate: [gate, gate]), "1 experts and 2 wanted"),
+    (returning(weights=[]), "returned 0 weights: return a list with a Tensor"),
+    (returning(experts=[], weights=[]), "returned 0 experts: return a list"),
+    (returning(weights=lambda gate: gate), "returned weights of .*: return a l"),
+    (returning(wanted=lambda gate: [gate, gate]), "returned 2 wanted: return"),
     (returning(experts=lambda gate: [gate]),
      r"returned experts of float32 .*where int32 Shape\[batch=1, group=4\]"),
     (returning(weights=[0.5]), "returned weights of 0.5, where float32"),
@@ -223,3 +226,88 @@ def test_all_of_mesh_tensorflow_are_there():
       "top_2", "top_n", "switch", "switch_max", "ntlb", "expert_selection"}
   assert isinstance(gating.find("top_2"), gating.Router)
   assert issubclass(routing.TokenRouting, routing.Routing)
+
+
+def test_the_order_of_dimensions_does_not_matter():
+  def turned(scores):
+    gate, expert = gating.top_1(scores.gates, scores.experts_dim)
+    return gating.TokenChoice(*(
+        [mtf.transpose(t, [GROUP, BATCH])] for t in (expert, gate)),
+                              gates=mtf.transpose(
+                                  scores.gates, [EXPERTS, GROUP, BATCH]))
+
+  np.testing.assert_array_equal(
+      combine(turned, train=False), combine("switch", train=False))
+
+
+def test_padding_has_no_slot_whatever_a_router_says():
+  def all_of_them(scores):
+    gate, expert = gating.top_1(scores.gates, scores.experts_dim)
+    return gating.TokenChoice([expert], [gate], [mtf.ones_like(gate)])
+
+  found = combine(all_of_them, importance=[0.0, 1.0, 0.0, 1.0])
+  assert (found > 0).any(axis=(1, 2)).tolist() == [False, True, False, True]
+
+
+def test_experts_that_choose_among_nothing_but_padding():
+  for router in ("expert_selection", "expert_choice", "switch_max"):
+    assert not combine(router, importance=[0.0] * 4).any()
+
+
+def biased(scores):
+  """A router with a variable of its own."""
+  bias = mtf.get_variable(
+      scores.logits.mesh, "bias", mtf.Shape([scores.experts_dim]))
+  gate, expert = gating.top_1(
+      mtf.softmax(scores.logits + bias, scores.experts_dim),
+      scores.experts_dim)
+  return gating.TokenChoice([expert], [gate])
+
+
+def test_variables_of_a_router_are_its_own():
+  with tf.Graph().as_default():
+    graph = mtf.Graph()
+    dims = [mtf.Dimension(*dim) for dim in (
+        ("batch", 2), ("length", 8), ("m", 4))]
+    mtf_moe.transformer_moe_layer_v2(
+        mtf.zeros(mtf.Mesh(graph, "mesh"), mtf.Shape(dims)), dims[-1],
+        {"moe_num_experts": (4, 2), "moe_gating": biased}, True)
+    record, = layer_records.of(graph)
+  shapes = {v.name: v.shape.to_integer_list for v in graph.all_variables}
+  assert shapes["outer_gating/bias"] == [4]
+  assert shapes["inner_gating/bias"] == [2]
+  balanced = mixtures.balanced(record.levels, record.hparams)
+  assert 0 < balanced.experts_per_token <= 1
+
+
+@pytest.mark.parametrize("name", ["my router/1", "", 3, biased], ids=[
+    "slash", "empty", "number", "function"])
+def test_what_is_no_name(name):
+  with pytest.raises(ValueError, match="is no name for a router: use a string"):
+    gating.register(name)
+
+
+def test_an_instance_can_be_registered():
+  class Late(gating.Router):
+
+    def choose(self, scores):
+      return noisy_switch(scores)
+
+  late = gating.register("late")(Late())
+  assert gating.find("late") is late
+
+
+@pytest.mark.parametrize("router", ["expert_selection", "expert_choice"])
+def test_experts_that_choose_keep_their_capacity(router):
+  """With room for all, they would take all."""
+  for given, slots in ((router, 4), ("top_2", 8)):
+    with tf.Graph().as_default():
+      graph = mtf.Graph()
+      dims = [mtf.Dimension(*dim) for dim in (
+          ("batch", 1), ("length", 8), ("m", 4))]
+      mtf_moe.transformer_moe_layer_v1(
+          mtf.zeros(mtf.Mesh(graph, "mesh"), mtf.Shape(dims)), dims[-1],
+          {"moe_num_experts": 4, "moe_gating": given, "moe_group_size": 8,
+           "moe_min_expert_capacity": 1, "moe_dropless_eval": True}, False)
+      record, = layer_records.of(graph)
+    assert record.levels[0].capacity.size == slots

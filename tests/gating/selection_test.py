@@ -12,7 +12,7 @@ BATCH, GROUP = mtf.Dimension("batch", 2), mtf.Dimension("group", 96)
 
 @pytest.mark.parametrize("mesh", [(1, 1), (1, 2)], ids=str)
 @pytest.mark.parametrize("experts", [1, 2, 4, 13])
-def test_top_1(experts, mesh):
+def test_likeliest(experts, mesh):
   rng = np.random.default_rng(experts)
   # Fifths: most tokens have several that are the largest. And very small ones.
   gates = rng.integers(6, size=[2, 96, experts]) / 5.0
@@ -21,7 +21,7 @@ def test_top_1(experts, mesh):
   dim = mtf.Dimension("experts", experts)
 
   def build(tensors):
-    gate, expert = selection.top_1(tensors["gates"], dim)
+    gate, expert = selection.likeliest(tensors["gates"], dim)
     return [gate, expert, *mtf.gradients(
         [gate], [tensors["gates"]], [tensors["direction"]])]
 
@@ -67,3 +67,14 @@ def test_top_k_tokens(capacity):
     of_gates[b, token, x] += direction[b, x, c]
   np.testing.assert_allclose(values, expected, rtol=1e-6)
   np.testing.assert_allclose(gradient, of_gates, rtol=1e-6)
+
+
+def test_top_1_of_any_numbers():
+  values = np.array([[-3.0, -1.0, -2.0], [0.5, -7.0, 0.5], [-2.0, -2.0, -4.0]])
+  dims = [mtf.Dimension("token", 3), mtf.Dimension("expert", 3)]
+  for dim, axis in zip(dims, (0, 1)):
+    largest, where = harness.evaluate(
+        lambda tensors, dim=dim: selection.top_1(tensors["values"], dim),
+        {"values": (values, dims)}, None)
+    np.testing.assert_array_equal(largest, values.max(axis=axis))
+    np.testing.assert_array_equal(where, values.argmax(axis=axis))
