@@ -187,7 +187,7 @@ def takes_gates(scores):
     (returns_gates, "(?s)returned .*: return a gating.TokenChoice or"),
     (returning(weights=[]), "returned 0 weights: return a list with a Tensor"),
     (returning(experts=[], weights=[]), "returned 0 experts: return a list"),
-    (returning(weights=lambda gate: gate), "returned weights of .*: return a l"),
+    (returning(weights=lambda gate: gate), "returned weights of .*: return a"),
     (returning(wanted=lambda gate: [gate, gate]), "returned 2 wanted: return"),
     (returning(experts=lambda gate: [gate]),
      r"returned experts of float32 .*where int32 Shape\[batch=1, group=4\]"),
