@@ -27,6 +27,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 TOP_2 = "gating/top_2.py"
 ROUTER = "gating/router.py"
+BASE = "gating/base.py"
 ROUTING = "gating/routing.py"
 DENSE = "gating/dense.py"
 POLICY = "gating/second_policy.py"
@@ -56,10 +57,10 @@ MUTATIONS = [
              "return mtf.softmax(self.logits, self.experts_dim)",
              "return mtf.to_float(mtf.to_bfloat16(mtf.softmax(\n"
              "        self.logits, self.experts_dim)))", ORACLE),
-    Mutation(1, "a bias", ROUTER, "use_bias=False", "use_bias=True", ORACLE),
+    Mutation(1, "a bias", BASE, "use_bias=False", "use_bias=True", ORACLE),
     Mutation(2, "ties to the highest index", TOP_2,
-             "selection.top_1(gates, x)",
-             "selection.top_1(gates + 1e-6 * mtf.range(gates.mesh, x, "
+             "selection.likeliest(gates, x)",
+             "selection.likeliest(gates + 1e-6 * mtf.range(gates.mesh, x, "
              "gates.dtype), x)", BY_HAND),
     Mutation(2, "no gradient through the first gate", TOP_2,
              "    gates_left = gates * (1.0 - mask_1)",
@@ -98,9 +99,9 @@ MUTATIONS = [
              "losses.without_first_choice(gates_left, x)",
              "losses.without_first_choice(gates_left, x)"
              " * scores.full", BY_HAND),
-    Mutation(8, "not divided by microbatches", ROUTER,
-             "balance_loss /= num_microbatches",
-             "balance_loss /= 1", BY_HAND),
+    Mutation(8, "not divided by microbatches", BASE,
+             "loss if loss is None else loss / num_microbatches", "loss",
+             BY_HAND),
     Mutation(9, "at the threshold is enough", POLICY,
              "mtf.greater(gate, threshold)",
              "mtf.greater_equal(gate, threshold)", BY_HAND),

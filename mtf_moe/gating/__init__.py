@@ -21,6 +21,7 @@ from mtf_moe.gating import switch
 from mtf_moe.gating import switch_max
 from mtf_moe.gating import top_2
 from mtf_moe.gating import top_n
+from mtf_moe.gating.base import route
 from mtf_moe.gating.router import ExpertChoice
 from mtf_moe.gating.router import Router
 from mtf_moe.gating.router import Scores
@@ -29,7 +30,6 @@ from mtf_moe.gating.router import find
 from mtf_moe.gating.router import name_of
 from mtf_moe.gating.router import names
 from mtf_moe.gating.router import register
-from mtf_moe.gating.router import route
 from mtf_moe.gating.router import scope_name
 from mtf_moe.gating.selection import top_1
 

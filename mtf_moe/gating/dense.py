@@ -2,7 +2,7 @@
 
 import mesh_tensorflow as mtf
 
-from mtf_moe.gating import router
+from mtf_moe.gating import base
 from mtf_moe.hparams import MoeHparams
 
 
@@ -48,7 +48,7 @@ def gating(name: str):
       ValueError: if a hyperparameter is not allowed.
     """
     settings = MoeHparams.of(hparams).levels[0]
-    routed = router.route(
+    routed = base.route(
         scope.removesuffix("_gating"), inputs, outer_expert_dims, experts_dim,
         expert_capacity_dim, settings, train, variable_dtype,
         importance=importance, name=name, num_microbatches=num_microbatches,
