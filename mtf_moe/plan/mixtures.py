@@ -29,7 +29,7 @@ class LevelSizes:
     name: such as "outer".
     router: its name.
     experts: x, or y of each x.
-    groups: in a microbatch, on all cores; of each x at the second level.
+    groups: in a microbatch, on all cores; of each expert of the level above.
     group_size: s or t.
     capacity: c or d.
     asked_factor: the capacity factor that was asked for.
@@ -66,7 +66,7 @@ class Balanced:
 
   Attributes:
     empty_slots: of the slots of the experts' buffers, which are those of the
-      second level.
+      last level.
     lost_tokens: of the tokens, those that reach no expert.
     experts_per_token: how many a token reaches, on average.
   """
