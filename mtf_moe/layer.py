@@ -167,7 +167,9 @@ def with_levels(hparams: MoeHparams, levels) -> MoeHparams:
   """The same with other levels: their experts, or a `Level` for each."""
   levels = list(levels)
   if any(isinstance(level, Level) for level in levels):
-    return dataclasses.replace(hparams, moe_levels=levels)
+    return dataclasses.replace(
+        hparams, moe_levels=levels,
+        moe_num_experts=MoeHparams.default("moe_num_experts"))
   return dataclasses.replace(
       hparams, moe_levels=None, moe_num_experts=tuple(levels))
 

@@ -31,6 +31,10 @@ _logger = logging.getLogger(__name__)
 # LayerStack.recompute_grads needs it, in any program that builds a mixture.
 recomputation.install()
 
+# The complete names of the layers in gin.
+LAYERS = ("mesh_tensorflow.transformer.moe.MoE1D", "mtf_moe.MoE2D",
+          "mtf_moe.MoE")
+
 # In all others a model is used, and the result for one sequence should not
 # depend on its neighbours.
 _MODES_WITH_CAPACITIES = (

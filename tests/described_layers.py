@@ -19,8 +19,9 @@ def layer(scope, called, num_experts=(2, 3), **settings) -> LayerFacts:
     **settings: further hyperparameters, without "moe_"; with `levels` in them,
       a layer whose levels have settings of their own.
   """
+  if "levels" not in settings:
+    settings["num_experts"] = num_experts
   hparams = MoeHparams(
-      moe_num_experts=num_experts,
       **{f"moe_{name}": value for name, value in settings.items()})
   dims = [mtf.Dimension(name, 4)
           for name in levels.batch_names(len(hparams.levels))]

@@ -16,6 +16,7 @@ import zlib
 import gin
 import tensorflow.compat.v1 as tf
 
+from mtf_moe import transformer_layers
 from mtf_moe.run import configured_model
 from mtf_moe.run import console
 from mtf_moe.run import gin_bindings
@@ -170,7 +171,7 @@ class _Report:
         f"{self._suffix}_{_DROPLESS}")
     with gin.unlock_config():
       for layer in gin_bindings.in_scopes(
-          "dropless_eval", "mtf_moe.MoE1D", "mtf_moe.MoE2D", "mtf_moe.MoE"):
+          "dropless_eval", *transformer_layers.LAYERS):
         gin.bind_parameter(f"{layer}.dropless_eval", True)
       gin.bind_parameter("utils.run.eval_dir_suffix", suffix)
       # A newer one may have been written in the meantime.

@@ -174,8 +174,8 @@ def test_what_dropping_tokens_costs(model):
 def test_every_scope_is_dropless(kind):
   """Also one that sets it, and layers of any number of levels."""
   gin_config.parse(bindings=[
-      f"encoder/mtf_moe.{kind}.hidden_size = 4",
-      f"decoder/mtf_moe.{kind}.dropless_eval = False"])
+      f"encoder/{kind}.hidden_size = 4",
+      f"decoder/{kind}.dropless_eval = False"])
   report = evaluation._Report(dict(eval_dir_suffix="mine"))
   report.begin_dropless()
   for scope, hidden_size in (("encoder", 4), ("decoder", 4096), (None, 4096)):

@@ -12,10 +12,10 @@ from tests.train import program
 
 LAYERS = [
     "transformer.make_layer_stack.layers = [@transformer_layers.SelfAttention, "
-    "@wide/mtf_moe.MoE2D, @mtf_moe.MoE1D]",
+    "@wide/mtf_moe.MoE2D, @MoE1D]",
     "wide/MoE2D.expert_x = 4", "wide/MoE2D.loss_coef = 0.05",
-    "mtf_moe.MoE1D.num_experts = 4", "mtf_moe.MoE1D.hidden_size = 16",
-    "mtf_moe.MoE1D.moe_gating = 'expert_selection'",
+    "MoE1D.num_experts = 4", "MoE1D.hidden_size = 16",
+    "MoE1D.moe_gating = 'expert_selection'",
     # Nearly all tokens are dropped at level one of the first.
     "wide/MoE2D.capacity_factor_train = 0.1",
     "wide/MoE2D.min_expert_capacity = 1"]

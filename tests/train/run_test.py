@@ -124,7 +124,7 @@ def test_a_time_limit_stops_with_a_checkpoint(directory):
 
 @pytest.mark.parametrize("bindings, said", [
     (["TextFiles.glob = 'none.txt'"], "TextFiles.glob='none.txt' matches no"),
-    (["MoE2D.expert_x = 3"], "MoE2D.expert_x gives dimension 'expert_x' the"),
+    (["MoE2D.expert_x = 3"], "MoE2D.expert_x = 3 gives dimension 'expert_x' "),
     (["no_such.parameter = 1"], "No configurable matching 'no_such'"),
     (["run.train_steps 7"], "--gin_param, line 10, is no gin: Couldn't parse "
      "statement, expected ':' or '='. It says 'run.train_steps 7'."),
