@@ -9,31 +9,25 @@ the depths of inputs and outputs, after any number of batch dimensions.
 """
 
 import mesh_tensorflow as mtf
+import tensorflow.compat.v1 as tf
 
 from mtf_moe import slots
 from mtf_moe.gating import routing
 
 
-class OneHotDispatcher:
-  """Moves by matrix multiplication with the dense view of a routing.
-
-  The product with a matrix of zeros and ones is a gather that every
-  accelerator does well, at a cost that grows with the size of a group.
-  """
+class Dispatcher:
+  """What both ways have in common; the other methods are their own."""
 
   def __init__(self, routed: routing.Routing, dtype):
-    """Makes the dense tensors.
+    """Prepares to move.
 
     Args:
       routed: where every token goes.
       dtype: a tf.DType, that of the tokens.
     """
-    self._combine_tensor = routed.combine_tensor(dtype)  # [..., s, x, c]
-    self._dispatch_tensor = routing.dispatch_tensor(self._combine_tensor)
-    self._experts_dim = routed.experts_dim
-    self._capacity_dim = routed.capacity_dim
+    self._routed = routed
 
-  def dispatch(self, tokens):
+  def dispatch(self, tokens: mtf.Tensor) -> mtf.Tensor:
     """Fills the experts' buffers; empty slots are zero.
 
     Args:
@@ -43,12 +37,9 @@ class OneHotDispatcher:
       a Tensor [x, <batch dims>, c, m]. Experts come first, which makes the
       exchange that follows a plain all-to-all.
     """
-    *batch_dims, _, depth = tokens.shape.dims
-    return mtf.einsum(
-        [tokens, self._dispatch_tensor],
-        [self._experts_dim] + batch_dims + [self._capacity_dim, depth])
+    raise NotImplementedError
 
-  def combine(self, expert_outputs):
+  def combine(self, expert_outputs: mtf.Tensor) -> mtf.Tensor:
     """Adds up the weighted results of the experts of each token.
 
     Args:
@@ -57,54 +48,71 @@ class OneHotDispatcher:
     Returns:
       a Tensor [<batch dims>, s, n], zero for tokens that no expert took.
     """
-    *batch_dims, group_dim, _, _ = self._combine_tensor.shape.dims
-    return mtf.einsum(
-        [expert_outputs, self._combine_tensor],
-        batch_dims + [group_dim, expert_outputs.shape.dims[-1]])
+    raise NotImplementedError
 
-  def slot_weights(self):
+  def slot_weights(self) -> mtf.Tensor:
     """The weight of the token in each slot, 0 for an empty one.
 
     Returns:
       a Tensor [x, <batch dims>, c]
     """
-    *batch_dims, _, _, _ = self._combine_tensor.shape.dims
-    return mtf.reduce_sum(
-        self._combine_tensor,
-        output_shape=[self._experts_dim] + batch_dims + [self._capacity_dim])
+    raise NotImplementedError
+
+  def slot_importance(self) -> mtf.Tensor:
+    """How much the token in each slot matters to the next level.
+
+    Returns:
+      float32 [x, <batch dims>, c]; see `Routing.slot_importance`
+    """
+    return self._routed.slot_importance(
+        self.slot_weights(),
+        lambda routed: type(self)(routed, tf.float32).slot_weights())
 
 
-class IndexDispatcher:
-  """Moves by copying rows, at a cost that the size of a group does not change.
+class OneHotDispatcher(Dispatcher):
+  """Moves by matrix multiplication with the dense view of a routing.
 
-  The methods are those of `OneHotDispatcher`.
+  The product with a matrix of zeros and ones is a gather that every
+  accelerator does well, at a cost that grows with the size of a group.
   """
 
-  def __init__(self, routed: routing.Routing, dtype):
-    """Finds the choice in each slot.
+  def __init__(self, routed, dtype):
+    super().__init__(routed, dtype)
+    self._combine_tensor = routed.combine_tensor(dtype)  # [..., s, x, c]
+    self._dispatch_tensor = routed.dispatch_tensor(self._combine_tensor)
 
-    Args:
-      routed: where every token goes.
-      dtype: a tf.DType, that of the tokens.
-    """
-    # A weight that is zero in this type keeps its slot, but nothing is sent.
-    self._weights = mtf.cast(mtf.stack(
-        [choice.weight for choice in routed.choices], "choices"),
-        dtype)  # [k, <batch dims>, s]
-    self._table = slots.SlotTable.of(
-        [choice.expert for choice in routed.choices],
-        [choice.position for choice in routed.choices], self._weights,
-        routed.experts_dim, routed.capacity_dim)
+  def dispatch(self, tokens):
+    depth = tokens.shape.dims[-1]
+    return mtf.einsum(
+        [tokens, self._dispatch_tensor], [*self._routed.slot_dims, depth])
+
+  def combine(self, expert_outputs):
+    routed = self._routed
+    return mtf.einsum(
+        [expert_outputs, self._combine_tensor],
+        [*routed.batch_dims, routed.group_dim, expert_outputs.shape.dims[-1]])
+
+  def slot_weights(self):
+    return mtf.reduce_sum(
+        self._combine_tensor, output_shape=self._routed.slot_dims)
+
+
+class IndexDispatcher(Dispatcher):
+  """Moves by copying rows, at a cost that the size of a group does not change.
+  """
+
+  def __init__(self, routed, dtype):
+    super().__init__(routed, dtype)
+    self._table, self._weights = routed.slots(dtype)
 
   def dispatch(self, tokens):
     return slots.fill_slots(self._table, tokens)
 
   def combine(self, expert_outputs):
-    return slots.sum_of_slots(
-        self._table, expert_outputs, self.slot_weights())
+    return slots.sum_of_slots(self._table, expert_outputs, self._weights)
 
   def slot_weights(self):
-    return slots.weights_in_slots(self._table, self._weights)
+    return self._weights
 
 
 DISPATCHERS = {"einsum": OneHotDispatcher, "index": IndexDispatcher}

@@ -1,7 +1,7 @@
 """Transform: the network inside an expert.
 
 Any callable with the signature of `feed_forward` can take its place, as
-`experts` of `transformer_moe_layer_v2` or as gin `MoE2D.experts`.
+`experts` of `transformer_moe_layer` or as gin `MoE2D.experts`.
 """
 
 import functools
@@ -10,6 +10,7 @@ import inspect
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
+from mtf_moe import knobs
 from mtf_moe.hparams import MoeHparams
 
 
@@ -21,25 +22,30 @@ def feed_forward(
     inputs: a Tensor [<expert dims>, <batch dims>, input].
     output_dim: a mtf.Dimension.
     expert_dims: a list of the dimensions of `inputs` that number the experts.
-    hparams: what `MoeHparams.of` takes; its moe_hidden_size, moe_activation
-      and moe_dropout_rate are used.
+    hparams: what `MoeHparams.of` takes; its moe_hidden_size, moe_activation,
+      moe_dropout_rate and moe_use_experts_attention are used.
     train: a boolean.
     variable_dtype: a mtf.VariableDType.
 
   Returns:
-    a Tensor [<expert dims>, <batch dims>, output]
+    a Tensor [<expert dims>, <batch dims>, output], or with
+    hparams.moe_use_experts_attention a list of two, queries and keys
 
   Raises:
     ValueError: if the activation is not known.
   """
   hparams = MoeHparams.of(hparams)
-  _check_activation(hparams.moe_activation)
+  check_activation(hparams.moe_activation)
   hidden_dim = mtf.Dimension("expert_hidden", hparams.moe_hidden_size)
   hidden = _hidden_units(
       inputs, hidden_dim, expert_dims, hparams.moe_activation, variable_dtype)
   if hparams.moe_dropout_rate:
     hidden = mtf.dropout(hidden, train, rate=hparams.moe_dropout_rate)
-  return _dense(hidden, output_dim, expert_dims, variable_dtype, "wo")
+  outputs = [
+      _dense(hidden, output_dim, expert_dims, variable_dtype, name)
+      for name in (("q_wo", "k_wo") if hparams.moe_use_experts_attention
+                   else ("wo",))]
+  return outputs if len(outputs) > 1 else outputs[0]
 
 
 def _hidden_units(inputs, hidden_dim, expert_dims, activation, variable_dtype):
@@ -123,16 +129,16 @@ def _takes_one(name):
   return needed == ["x"] and "output_shape" not in parameters
 
 
-def _check_activation(activation):
-  """Raises unless mtf knows every activation of a gated unit."""
+def check_activation(activation):
+  """Raises ValueError unless mtf knows every activation of a gated unit."""
   if activation in ([], ()):
-    raise ValueError(
-        f"MoE2D.activation = {activation!r} has no activation: use one such as "
-        '"relu", or "linear" for none.')
+    raise knobs.Mistake(
+        "activation", activation,
+        'has no activation: use one such as "relu", or "linear" for none.')
   for one in activation if isinstance(activation, list) else [activation]:
     named = isinstance(one, str) and (one == "linear" or _takes_one(one))
     if not (one is None or callable(one) or named):
-      raise ValueError(
-          f"MoE2D.activation = {one!r} is not an activation of mtf: use one "
-          'such as "relu", "gelu" or "linear", a function of a mtf.Tensor, or '
-          'a list of them such as ["gelu", "linear"] for a gated unit.')
+      raise knobs.Mistake("activation", one, (
+          'is not an activation of mtf: use one such as "relu", "gelu" or '
+          '"linear", a function of a mtf.Tensor, or a list of them such as '
+          '["gelu", "linear"] for a gated unit.'))

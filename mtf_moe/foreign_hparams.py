@@ -10,15 +10,9 @@ from typing import Any
 
 _PREFIX = "moe_"
 
-# What programs hold beside the hyperparameters of the two-level layer, which
-# has no use for it.
+# What programs hold beside the layer's hyperparameters, for other layers.
 _OF_MESH_TENSORFLOW = frozenset({
-    "moe_heterogeneous_mask_info", "moe_ntlb_top_k", "moe_num_layers",
-    "moe_output_dim", "moe_switch_dropout", "moe_switch_jitter",
-    "moe_switch_policy_eval", "moe_switch_policy_train",
-    "moe_switch_temperature", "moe_top_n_num_experts_per_token",
-    "moe_use_experts_attention", "moe_use_second_place_expert_prob",
-    "moe_use_second_place_expert_prob_temp"})
+    "moe_heterogeneous_mask_info", "moe_num_layers"})
 _OF_TENSOR2TENSOR = frozenset({
     "moe_expert_x", "moe_expert_y", "moe_experts_x", "moe_experts_y",
     "moe_hidden_sizes", "moe_k", "moe_layers", "moe_layers_decoder",
@@ -50,7 +44,7 @@ def stated(hparams: Any, known: Iterable[str]) -> dict[str, Any]:
         f"hparams = {hparams!r} names no hyperparameters: pass a MoeHparams, "
         "or a mapping or object with moe_* names, such as "
         '{"moe_hidden_size": 4096}.')
-  entries = {}
+  entries: dict[str, Any] = {}
   if callable(getattr(type(hparams), "keys", None)):  # A mapping, or like one.
     given = dict(hparams)
     entries.update((name, value) for name, value in given.items()
@@ -92,7 +86,8 @@ def check_known(name: str, value: Any, known: Iterable[str]):
     known: the names of the layer's hyperparameters.
   """
   known = list(known)
-  if name in known or name in _OTHERS:
+  if name in known or name in _OTHERS or not (
+      _is_ours(name) or _PREFIX + name in known):
     return
   nearest = difflib.get_close_matches(
       name.lower(), known, n=1) or difflib.get_close_matches(

@@ -54,7 +54,7 @@ def _split_into_groups(n, max_group_size, mesh_dim_size):
   if 2 * group_size < min(max_group_size, n // mesh_dim_size):
     _logger.warning(
         "%d tokens on %d mesh slices split into groups of only %d, where "
-        "MoE2D.group_size = %d: small groups leave many expert slots empty. "
+        "group_size = %d: small groups leave many expert slots empty. "
         "Choose a batch size with a divisor nearer to it.",
         n, mesh_dim_size, group_size, max_group_size)
   return num_groups, group_size

@@ -1,8 +1,8 @@
-"""The two-level mixture of experts.
+"""The mixture of experts, of one, two or any number of levels.
 
 Tokens choose a group of experts (x), travel to it along one axis of the mesh,
-choose an expert inside it (y), travel along the other axis, and come back the
-same way.
+choose an expert inside it (y), travel along another axis, and come back the
+same way. One level has x only; more go on in the same way.
 
 Dimension letters, here and in every shape comment of the package:
 
@@ -12,13 +12,15 @@ Dimension letters, here and in every shape comment of the package:
     s, t  tokens in a group         c, d  capacity: slots of one expert's
                                           buffer for one group
 
-The first of each pair belongs to the first level, the second to the second. A
-digit after a letter is the axis of the mesh that the dimension is split over, 0
-the outer axis and 1 the inner; a letter without one is not split.
+The first of each pair belongs to the first level, the second to the second
+(but for batches: the first level cuts b into groups, the second a). A digit
+after a letter is the axis of the mesh that the dimension is split over, 0 the
+outer axis and 1 the inner; a letter without one is not split.
 """
 
 from collections.abc import Callable
 import dataclasses
+import math
 
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
@@ -26,15 +28,46 @@ import tensorflow.compat.v1 as tf
 from mtf_moe import arguments
 from mtf_moe import dispatch
 from mtf_moe import experts as experts_lib
-from mtf_moe import levels
+from mtf_moe import gating
+from mtf_moe import knobs
+from mtf_moe import layer_records
+from mtf_moe import levels as levels_lib
+from mtf_moe import mesh_split
 from mtf_moe import monitoring
 from mtf_moe import operations
-from mtf_moe.gating import switch
-from mtf_moe.gating import top_2
+from mtf_moe.hparams import Level
 from mtf_moe.hparams import MoeHparams
-from mtf_moe.levels import MeshSplit
 
-_ROUTERS = {"top_2": top_2.route, "switch": switch.route}
+
+def transformer_moe_layer_v1(
+    inputs, output_dim, hparams, train, variable_dtype=None, layout=None,
+    mesh_shape=None, nonpadding=None, activation=None, num_microbatches=None,
+    token_embeddings=None, experts=experts_lib.feed_forward, master_dtype=None,
+    slice_dtype=None, activation_dtype=None):
+  """One level of experts in place of a feed-forward layer.
+
+  See `transformer_moe_layer`, which says what all of the layer's faces share.
+
+  Variables: "<router>_gating/kernel" [m, x], such as "top_2_gating/kernel",
+  and, of the default experts, "wi/kernel" [x1, m, hidden] and "wo/kernel"
+  [x1, hidden, n], or with hparams.moe_use_experts_attention, "q_wo/kernel" and
+  "k_wo/kernel" in place of the last.
+
+  Args:
+    inputs: a Tensor [b, ..., m] or [outer_batch, b, ..., m]. The dimensions
+      behind b are merged with it. Those of the name "outer_batch" are not: each
+      of its parts has all the experts, so that a layout which splits it keeps
+      copies of them.
+
+  Returns:
+    outputs: a Tensor shaped as `inputs`, with n in place of m; or two of them,
+      with hparams.moe_use_experts_attention.
+    loss: a scalar of the same type, to be added to the training loss.
+  """
+  return apply(
+      inputs, output_dim, MoeHparams.of(hparams, 1), train, 1, layout,
+      mesh_shape, nonpadding, activation, num_microbatches, token_embeddings,
+      experts, [variable_dtype, master_dtype, slice_dtype, activation_dtype])
 
 
 def transformer_moe_layer_v2(
@@ -42,15 +75,11 @@ def transformer_moe_layer_v2(
     mesh_shape=None, nonpadding=None, num_microbatches=None,
     token_embeddings=None, experts=experts_lib.feed_forward, activation=None,
     master_dtype=None, slice_dtype=None, activation_dtype=None):
-  """Two-level mixture of experts in place of a feed-forward layer.
+  """Two levels of experts in place of a feed-forward layer.
 
-  After Shazeer et al. 2017, https://arxiv.org/abs/1701.06538, appendix B. A
-  token is processed by none to three experts: up to two in the group of experts
-  it likes best, at most one in its second. The sizes of groups and buffers
-  depend on the mesh, since no group may be cut.
-
-  A token with NaN or infinite values goes to no expert, as padding does, and
-  its result is zero: no other token notices.
+  See `transformer_moe_layer`, which says what all of the layer's faces share.
+  With the default router, a token is processed by none to three experts: up to
+  two in the group of experts it likes best, at most one in its second.
 
   Variables: "outer_gating/kernel" [m, x], "inner_gating/kernel" [x1, m, y],
   and, of the default experts, "wi/kernel" [y0, x1, m, hidden] and "wo/kernel"
@@ -59,6 +88,39 @@ def transformer_moe_layer_v2(
   Args:
     inputs: a Tensor [a, b, l, m], or [b, l, m] where there is one batch
       dimension, or [b, m] where there is one position.
+
+  Returns:
+    outputs: a Tensor shaped as `inputs`, with n in place of m.
+    loss: a scalar of the same type, to be added to the training loss.
+  """
+  return apply(
+      inputs, output_dim, MoeHparams.of(hparams, 2), train, 2, layout,
+      mesh_shape, nonpadding, activation, num_microbatches, token_embeddings,
+      experts, [variable_dtype, master_dtype, slice_dtype, activation_dtype])
+
+
+def transformer_moe_layer(
+    inputs, output_dim, hparams, train, variable_dtype=None, layout=None,
+    mesh_shape=None, nonpadding=None, num_microbatches=None,
+    token_embeddings=None, experts=experts_lib.feed_forward, activation=None,
+    master_dtype=None, slice_dtype=None, activation_dtype=None, levels=None):
+  """Any number of levels of experts in place of a feed-forward layer.
+
+  After Shazeer et al. 2017, https://arxiv.org/abs/1701.06538, appendix B. The
+  sizes of groups and buffers depend on the mesh, since no group may be cut.
+
+  A token with NaN or infinite values goes to no expert, as padding does, and
+  its result is zero: no other token notices.
+
+  With one and two levels, variables and dimensions are those of
+  `transformer_moe_layer_v1` and `transformer_moe_layer_v2`. With more, level k
+  has the variable "gating_<k>/kernel" [<experts above>, m, expert_<k>] and the
+  dimensions "expert_<k>", "group_size_<k>" and "expert_capacity_<k>".
+
+  Args:
+    inputs: a Tensor [<as many batch dims as levels>, l, m]. There may be fewer
+      batch dims, and no l; what the outermost levels lack is taken to be of
+      size 1, so that their tokens come from all of the batch.
     output_dim: the Dimension n of the outputs (it may be the inputs').
     hparams: a `MoeHparams`, or a mapping or object with `moe_*` names (see
       `MoeHparams.of`).
@@ -80,9 +142,12 @@ def transformer_moe_layer_v2(
     activation: if not None, in place of hparams.moe_activation.
     master_dtype, slice_dtype, activation_dtype: in place of `variable_dtype`,
       the parts of it.
+    levels: if not None, in place of hparams.moe_num_experts: the experts of
+      each level, or a `Level` for each.
 
   Returns:
-    outputs: a Tensor shaped as `inputs`, with n in place of m.
+    outputs: a Tensor shaped as `inputs`, with n in place of m (a list of them
+      where `experts` returns one).
     loss: a scalar of the same type, to be added to the training loss.
 
   Raises:
@@ -90,51 +155,88 @@ def transformer_moe_layer_v2(
       have another rank, or the mesh does not divide the batch or the experts.
   """
   hparams = MoeHparams.of(hparams)
+  if levels is not None:
+    hparams = with_levels(hparams, levels)
+  return apply(
+      inputs, output_dim, hparams, train, len(hparams.levels), layout,
+      mesh_shape, nonpadding, activation, num_microbatches, token_embeddings,
+      experts, [variable_dtype, master_dtype, slice_dtype, activation_dtype])
+
+
+def with_levels(hparams: MoeHparams, levels) -> MoeHparams:
+  """The same with other levels: their experts, or a `Level` for each."""
+  levels = list(levels)
+  if any(isinstance(level, Level) for level in levels):
+    return dataclasses.replace(
+        hparams, moe_levels=levels,
+        moe_num_experts=MoeHparams.default("moe_num_experts"))
+  return dataclasses.replace(
+      hparams, moe_levels=None, moe_num_experts=tuple(levels))
+
+
+def apply(
+    inputs, output_dim, hparams: MoeHparams, train, num_levels, layout,
+    mesh_shape, nonpadding, activation, num_microbatches, token_embeddings,
+    experts, dtypes, called=None):
+  """See `transformer_moe_layer`.
+
+  Args:
+    inputs, ..., experts: as there.
+    num_levels: an integer, which hparams have to have.
+    dtypes: variable_dtype and the parts that may stand in its place.
+    called: how the layer is called in gin, if it is.
+  """
+  if len(hparams.levels) != num_levels:
+    raise knobs.Mistake("num_experts", hparams.moe_num_experts, (
+        f"has {len(hparams.levels)} levels, and the layer has {num_levels}: "
+        "give as many numbers of experts, or use the layer for that many."))
   if activation is not None:
     hparams = dataclasses.replace(hparams, moe_activation=activation)
   # Routers compute in float32, experts in the type of the inputs.
+  given, master, slices, activations = dtypes
   router_dtype, expert_dtype = (
-      arguments.variable_dtype(
-          variable_dtype, master_dtype, slice_dtype, activation_dtype, dtype)
+      arguments.variable_dtype(given, master, slices, activations, dtype)
       for dtype in (tf.float32, inputs.dtype))
-  *token_dims, m = inputs.shape.dims
-  mesh = MeshSplit(layout, mesh_shape)
-  a0, b1, l = _batch_and_length(token_dims, mesh)
-  outer, inner = levels.two_levels(a0, b1, l, hparams, train, mesh)
+  *given_dims, m = inputs.shape.dims
+  mesh = mesh_split.MeshSplit(layout, mesh_shape)
+  batch_dims, l = batch_and_length(given_dims, num_levels, mesh)
+  levels = levels_lib.size(batch_dims, l, hparams, train, mesh)
+  token_dims = levels[0].token_dims
 
-  tokens = mtf.reshape(inputs, outer.token_dims + [m])  # [a0, g1, s, m]
+  tokens = mtf.reshape(inputs, token_dims + [m])  # [a0, g1, s, m]
   importance = finite = _is_finite(tokens, m)  # [a0, g1, s]
   tokens = _zero_unless(finite, tokens)
   embeddings = None
   if nonpadding is not None:
     nonpadding = mtf.reshape(
-        arguments.nonpadding(nonpadding, inputs), outer.token_dims)
+        arguments.nonpadding(nonpadding, inputs), token_dims)
     tokens = operations.with_zero_gradients(tokens, [nonpadding])
     importance *= nonpadding
-  if hparams.moe_word_embed_mode is not None and token_embeddings is not None:
+  if token_embeddings is not None and any(
+      level.settings.word_embed_mode is not None for level in levels):
     embeddings = mtf.reshape(
         mtf.cast(token_embeddings, inputs.dtype), tokens.shape)
 
   mixture = Mixture(
-      outer, inner, output_dim, hparams, train, router_dtype, expert_dtype,
-      num_microbatches, experts)
-  outputs, routings = mixture.first_level(tokens, importance, embeddings)
+      output_dim, hparams, train, router_dtype, expert_dtype, num_microbatches,
+      experts)
+  outputs, routings = mixture(levels, tokens, importance, embeddings)
+  layer_records.add(
+      inputs.graph, called=called, levels=tuple(levels), hparams=hparams,
+      batch_dims=tuple(batch_dims), length=l, mesh=mesh)
   # Inside the loop over microbatches there is nothing that could be recorded.
   if train and hparams.moe_summaries and (num_microbatches or 1) == 1:
-    x, y = outer.experts_unsplit, inner.experts_unsplit
-    monitoring.record_layer("outer", finite, outputs)
-    monitoring.record("outer", routings[0], [x])
-    monitoring.record("inner", routings[1], [outer.experts, y])
-  return (mtf.reshape(outputs, token_dims + [output_dim]),
+    monitoring.record(levels, routings, finite, outputs)
+  outputs = [mtf.reshape(one, given_dims + one.shape.dims[-1:])
+             for one in outputs]
+  return (outputs if len(outputs) > 1 else outputs[0],
           _auxiliary_loss(routings, hparams, inputs.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-  """The two levels, each: choose, move, transform, move back."""
+  """The levels, each: choose, move, transform, move back."""
 
-  outer: levels.Level
-  inner: levels.Level
   output_dim: mtf.Dimension
   hparams: MoeHparams
   train: bool
@@ -143,87 +245,85 @@ class Mixture:
   num_microbatches: int | None
   experts: Callable[..., mtf.Tensor]
 
-  def first_level(self, tokens, importance, embeddings):
-    """Sends tokens to groups of experts; the second level transforms them.
+  def __call__(self, levels, tokens, importance, embeddings):
+    """Sends tokens to experts, or to what the levels below make of them.
 
     Args:
+      levels: a list of `SizedLevel`s.
       tokens: a Tensor [a0, g1, s, m].
       importance: a Tensor [a0, g1, s].
       embeddings: a Tensor [a0, g1, s, m], or None.
 
     Returns:
-      a Tensor [a0, g1, s, n], and the `Routing` of both levels.
+      a list of Tensors [a0, g1, s, n], one if the experts have one output, and
+      the `Routing` of every level.
     """
-    outer = self.outer
-    gating, _ = self.hparams.gating_per_level
-    routed = self._route(
-        gating, tokens, outer, None, importance, embeddings, "outer_gating")
-    move = self._dispatcher(routed, tokens.dtype)
+    level, *below = levels
+    depth = tokens.shape.dims[-1]
+    routed = gating.route(
+        level.settings.router, tokens, level.experts_above or None,
+        level.experts_unsplit, level.capacity, level.settings, self.train,
+        self.router_dtype, importance=importance, name=level.names.router,
+        num_microbatches=self.num_microbatches, token_embeddings=embeddings)
+    move = dispatch.DISPATCHERS[self.hparams.moe_dispatch](
+        routed, tokens.dtype)
 
-    def sent(x):  # [a0, g1, s, m] -> [x, a0, g1, c, m]
-      at_experts = outer.to_experts(move.dispatch(x))  # [x1, a0, g, c, m]
-      return mtf.reshape(
-          at_experts, self.inner.token_dims + x.shape.dims[-1:])  # [x1,h0,t,m]
+    def sent(x):  # [a0, g1, s, m] -> [x, a0, g1, c, m] -> [x1, a0, g, c, m]
+      return level.to_experts(move.dispatch(x), depth)
 
-    slot_importance = outer.to_experts(
-        _slot_importance(
-            move.slot_weights(), routed.first_choice_above))  # [x1, a0, g, c]
-    outputs, routed_inner = self.second_level(
-        sent(tokens), mtf.reshape(slot_importance, self.inner.token_dims),
-        None if embeddings is None else sent(embeddings))  # [x1, h0, t, n]
-    outputs = mtf.reshape(
-        outputs, slot_importance.shape.dims + [self.output_dim])
-    outputs = move.combine(outer.to_groups(outputs))  # [a0, g1, s, n]
-    return outputs, [routed, routed_inner]
+    routings = []
+    arrived = sent(tokens)
+    if not below:
+      outputs = self.experts(
+          arrived, self.output_dim, level.expert_dims, self.hparams,
+          self.train, self.expert_dtype)  # [x1, a0, g, c, n]
+    else:
+      def as_tokens(x, *depth):  # [x1, a0, g, c, ...] -> [x1, h0, t, ...]
+        return mtf.reshape(x, [*below[0].token_dims, *depth])
 
-  def second_level(self, tokens, importance, embeddings):
-    """Sends tokens to experts, which transform them.
-
-    Args:
-      tokens: a Tensor [x1, h0, t, m].
-      importance: a Tensor [x1, h0, t].
-      embeddings: a Tensor [x1, h0, t, m], or None.
-
-    Returns:
-      a Tensor [x1, h0, t, n], and the `Routing`.
-    """
-    inner = self.inner
-    x1, y0 = self.outer.experts, inner.experts
-    _, gating = self.hparams.gating_per_level
-    routed = self._route(
-        gating, tokens, inner, [x1], importance, embeddings, "inner_gating")
-    move = self._dispatcher(routed, tokens.dtype)
-    expert_inputs = inner.to_experts(move.dispatch(tokens))  # [y0, x1, h, d, m]
-    expert_outputs = self.experts(
-        expert_inputs, self.output_dim, [y0, x1], self.hparams, self.train,
-        self.expert_dtype)  # [y0, x1, h, d, n]
-    return move.combine(inner.to_groups(expert_outputs)), routed
-
-  @property
-  def _dispatcher(self):
-    return dispatch.DISPATCHERS[self.hparams.moe_dispatch]
-
-  def _route(self, gating, tokens, level, outer_expert_dims, importance,
-             embeddings, name):
-    return _ROUTERS.get(gating, gating)(
-        tokens, outer_expert_dims, level.experts_unsplit, level.capacity,
-        self.hparams, self.train, self.router_dtype, importance=importance,
-        name=name, num_microbatches=self.num_microbatches,
-        token_embeddings=embeddings)
+      slot_importance = level.to_experts(
+          move.slot_importance())  # [x1, a0, g, c]
+      outputs, routings = self(
+          below, as_tokens(arrived, depth), as_tokens(slot_importance),
+          None if embeddings is None else as_tokens(sent(embeddings), depth))
+      outputs = [
+          mtf.reshape(one, slot_importance.shape.dims + one.shape.dims[-1:])
+          for one in outputs]  # [x1, a0, g, c, n]
+    outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    return ([move.combine(level.to_groups(one, one.shape.dims[-1]))
+             for one in outputs], [routed, *routings])
 
 
-def _batch_and_length(dims, mesh):
-  """The Dimensions (a0, b1, l) of tokens, some of which may have to be made."""
-  named = bool(dims) and dims[0].name == levels.OUTER_BATCH
-  outer = dims[:1] if len(dims) == 3 or named else [mesh.inserted_outer_batch()]
-  batch = dims[1:] if outer == dims[:1] else dims
-  if len(batch) not in (1, 2):
-    raise ValueError(
-        f"The layer's inputs have the dimensions {dims} and a depth, and it "
-        "takes [batch, length, depth], [outer_batch, batch, length, depth] or "
-        "[batch, depth]: reshape them, or use MoE2D, which does.")
-  position = [] if len(batch) == 2 else [mtf.Dimension("length", 1)]
-  return *outer, *batch, *position
+def batch_and_length(dims, num_levels, mesh):
+  """The batch Dimensions and the length of tokens, made where they lack.
+
+  Args:
+    dims: the Dimensions of tokens.
+    num_levels: an integer.
+    mesh: a `MeshSplit`.
+
+  Returns:
+    as many batch Dimensions as there are levels or more, and a Dimension that
+    stands for all others.
+  """
+  if num_levels > 1 and len(dims) == num_levels + 1:
+    batch, others = dims[:-1], dims[-1:]
+  else:
+    number = 2 if dims and dims[0].name == mesh_split.OUTER_BATCH else 1
+    batch, others = dims[:number], dims[number:]
+    if len(batch) < number or not batch or (num_levels > 1 and len(others) > 1):
+      raise ValueError(
+          f"The layer's inputs have the dimensions {dims} and a depth, and it "
+          "takes [batch, length, depth], [outer_batch, batch, length, depth] "
+          "or [batch, depth]: reshape them, or use a class such as MoE2D, "
+          "which does.")
+  names = levels_lib.batch_names(num_levels)
+  while len(batch) < num_levels:
+    batch = [mesh.inserted_batch(names[-len(batch) - 1]), *batch]
+  if len(others) == 1:
+    return batch, others[0]
+  return batch, mtf.Dimension(
+      "length", math.prod(dim.size for dim in others))
 
 
 def _is_finite(tokens, depth):
@@ -252,18 +352,8 @@ def _zero_unless(finite, tokens):
       grad_function=gradient, name="zero_unless_finite")
 
 
-def _slot_importance(weights, first_choice_above):
-  """How much a slot's token matters to the second level, float32.
-
-  1 if the token prefers this group of experts, 0.5 if this is its second
-  choice, 0 if the slot is empty.
-  """
-  return 0.5 * (mtf.to_float(mtf.greater(weights, first_choice_above))
-                + mtf.to_float(mtf.greater(weights, 0.0)))
-
-
 def _auxiliary_loss(routings, hparams, dtype):
-  """What both levels add to the training loss, a scalar of the given type."""
+  """What all levels add to the training loss, a scalar of the given type."""
   loss = hparams.moe_loss_coef * mtf.add_n(
       [mtf.cast(routed.balance_loss, dtype) for routed in routings])
   # The z-loss has a weight of its own, which the coefficient leaves alone.

@@ -1,6 +1,8 @@
-"""The dimensions of both levels, and how the mesh splits them.
+"""The dimensions of the levels.
 
-Letters are explained in `layer`.
+A level cuts the innermost batch dimension that is left into groups, and puts
+its experts where that was; the experts of every level but the last are the next
+level. Letters are explained in `layer`.
 """
 
 import dataclasses
@@ -8,191 +10,238 @@ import logging
 
 import mesh_tensorflow as mtf
 
-from mtf_moe import arguments
+from mtf_moe import gating
 from mtf_moe import grouping
+from mtf_moe import hparams as hparams_lib
+from mtf_moe import knobs
+from mtf_moe.mesh_split import DEPTH_ON_THE_WAY
+from mtf_moe.mesh_split import OUTER_BATCH
+from mtf_moe.mesh_split import MeshSplit
 
 _logger = logging.getLogger(__name__)
 
-OUTER_BATCH = "outer_batch"
-# On a mesh with the axes `outer` and `batch`; see configs/meshes/layout.gin.
-CANONICAL_LAYOUT = (
-    "outer_batch:outer,batch:batch,expert_x:batch,expert_y:outer")
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+  """What a level is called in records, checkpoints and layouts.
+
+  Attributes:
+    level: in records.
+    router: the variable scope of the router, or None for the router's name.
+    experts: the dimension; with "_unsplit" as long as tokens choose.
+    group_size: the dimension.
+    capacity: the dimension.
+  """
+
+  level: str
+  router: str | None
+  experts: str
+  group_size: str
+  capacity: str
+
+
+# As mesh_tensorflow's checkpoints and layouts have them.
+_NAMES = {
+    1: [Names("level_1", None, "experts", "group", "expert_capacity")],
+    2: [Names("outer", "outer_gating", "expert_x", "group_size_x",
+              "expert_capacity_x"),
+        Names("inner", "inner_gating", "expert_y", "group_size_y",
+              "expert_capacity_y")]}
+
+
+def names(num_levels: int) -> list[Names]:
+  """The names of all levels, the first one first."""
+  return _NAMES.get(num_levels) or [
+      Names(f"level_{k}", f"gating_{k}", f"expert_{k}", f"group_size_{k}",
+            f"expert_capacity_{k}") for k in range(1, num_levels + 1)]
+
+
+def batch_names(num_levels: int) -> list[str]:
+  """The batch dimensions of a layer's inputs, as far as they have names."""
+  inner = [OUTER_BATCH, "batch"][-num_levels:]
+  return [f"batch_{k}" for k in range(num_levels, 2, -1)] + inner
+
+
+def canonical_layout(num_levels: int, axes: list[str]) -> str:
+  """The layout that moves tokens by all-to-alls along one axis each.
+
+  Args:
+    num_levels: an integer.
+    axes: the names of as many axes of a mesh, the outermost first.
+
+  Returns:
+    layout rules, as run.layout_rules has them
+  """
+  experts = [level.experts for level in names(num_levels)]
+  rules = [*zip(batch_names(num_levels), axes), *zip(experts, reversed(axes))]
+  return ",".join(f"{dim}:{axis}" for dim, axis in rules)
 
 
 @dataclasses.dataclass(frozen=True)
-class Level:
-  """The dimensions of one level.
+class SizedLevel:
+  """The dimensions of one level, and its settings.
 
   Groups and experts have two dimensions each, of which the layout splits one:
   renaming one pair while the tensor stays the same moves data between the
   slices of the mesh, in one all-to-all.
 
   Attributes:
-    batch_dims: dimensions ahead of the groups: [a0], or [x1] at the second.
+    names: what it is called.
+    settings: a `hparams.Level`.
+    experts_above: of the levels above, the nearest one first: [], [x1] at the
+      second, [y0, x1] at the third.
+    outer_dims: the batch dimensions that are left for the levels below.
     groups: g1 or h0.
     groups_unsplit: g or h.
     group_size: s or t.
     experts: x1 or y0.
     experts_unsplit: x or y.
     capacity: c or d.
+    sends_depth_in_slices: a boolean, whether the layout splits d_model_split.
   """
 
-  batch_dims: list[mtf.Dimension]
+  names: Names
+  settings: hparams_lib.Level
+  experts_above: list[mtf.Dimension]
+  outer_dims: list[mtf.Dimension]
   groups: mtf.Dimension
+  groups_unsplit: mtf.Dimension
   group_size: mtf.Dimension
   experts: mtf.Dimension
+  experts_unsplit: mtf.Dimension
   capacity: mtf.Dimension
+  sends_depth_in_slices: bool = False
 
   @property
-  def groups_unsplit(self):
-    return mtf.Dimension(self.groups.name + "_unsplit", self.groups.size)
+  def batch_dims(self) -> list[mtf.Dimension]:
+    """The dimensions ahead of the groups: [a0], or [x1] at the second."""
+    return self.experts_above + self.outer_dims
 
   @property
-  def experts_unsplit(self):
-    return mtf.Dimension(self.experts.name + "_unsplit", self.experts.size)
-
-  @property
-  def token_dims(self):
+  def token_dims(self) -> list[mtf.Dimension]:
     """[a0, g1, s] or [x1, h0, t]."""
     return self.batch_dims + [self.groups, self.group_size]
 
-  def to_experts(self, x):
+  @property
+  def expert_dims(self) -> list[mtf.Dimension]:
+    """The dimensions that number the experts: [y0, x1] at the second level."""
+    return [self.experts, *self.experts_above]
+
+  def to_experts(self, x, depth=None):
     """All-to-all from groups to experts: [x, a0, g1, ...] to [x1, a0, g, ...].
 
     Args:
       x: a Tensor with the dimensions `experts_unsplit` and `groups`.
+      depth: the depth of its rows, if it has one.
 
     Returns:
       the Tensor with `experts` and `groups_unsplit` in their place.
     """
-    return _renamed(x, {self.experts_unsplit: self.experts,
-                        self.groups: self.groups_unsplit})
+    return self._moved(x, depth, {self.experts_unsplit: self.experts,
+                                  self.groups: self.groups_unsplit})
 
-  def to_groups(self, x):
+  def to_groups(self, x, depth=None):
     """All-to-all from experts to groups, the reverse of `to_experts`."""
-    return _renamed(x, {self.experts: self.experts_unsplit,
-                        self.groups_unsplit: self.groups})
+    return self._moved(x, depth, {self.experts: self.experts_unsplit,
+                                  self.groups_unsplit: self.groups})
+
+  def _moved(self, x, depth, new_dims):
+    if depth is not None and self.sends_depth_in_slices:
+      in_slices = mtf.Dimension(DEPTH_ON_THE_WAY, depth.size)
+      x = _renamed(x, {**new_dims, depth: in_slices})
+      return _renamed(x, {in_slices: depth})
+    return _renamed(x, new_dims)
 
 
-class MeshSplit:
-  """How the layout splits dimensions over the mesh."""
-
-  def __init__(self, layout, mesh_shape):
-    """Without both arguments, nothing is split.
-
-    Args:
-      layout: see `arguments.layout_rules`.
-      mesh_shape: see `arguments.mesh_shape`.
-    """
-    self._layout = arguments.layout_rules(layout)
-    self._shape = arguments.mesh_shape(mesh_shape)
-
-  @property
-  def num_slices(self):
-    return self._shape.size
-
-  def axis(self, dim):
-    """The mesh Dimension that a tensor Dimension is split over, or None."""
-    number = self._layout.tensor_dimension_to_mesh_axis(dim, self._shape)
-    return None if number is None else self._shape.dims[number]
-
-  def ways(self, dim):
-    """Over how many slices of the mesh a tensor Dimension is split."""
-    axis = self.axis(dim)
-    return 1 if axis is None else axis.size
-
-  def inserted_outer_batch(self):
-    """The dimension a0 of size 1, for inputs without one.
-
-    A layout that splits outer_batch cannot split this one, so then it has
-    another name: every slice along that axis works on all of the tokens until
-    they reach the experts.
-    """
-    dim = mtf.Dimension(OUTER_BATCH, 1)
-    return dim if self.ways(dim) == 1 else mtf.Dimension(
-        OUTER_BATCH + "_unsplit", 1)
-
-  def check_divides(self, dim, gin_name):
-    """Raises ValueError unless the mesh cuts the dimension into equal parts."""
-    axis = self.axis(dim)
-    if axis is not None and dim.size % axis.size:
-      raise ValueError(
-          f"{gin_name} gives dimension {dim.name!r} the size {dim.size}, which "
-          f"mesh dimension {axis.name!r} of size {axis.size} does not divide: "
-          f"make it a multiple of {axis.size}, or change run.mesh_shape or the "
-          f"rule {dim.name}:{axis.name} of run.layout_rules.")
-
-
-def two_levels(a0, b1, l, hparams, train, mesh):
-  """Sizes both levels.
+def size(batch_dims: list[mtf.Dimension], length: mtf.Dimension,
+         hparams: hparams_lib.MoeHparams, train: bool, mesh: MeshSplit
+         ) -> list[SizedLevel]:
+  """Sizes all levels.
 
   Args:
-    a0: the outer batch Dimension.
-    b1: the batch Dimension.
-    l: the length Dimension.
+    batch_dims: as many batch Dimensions as there are levels, or more, which
+      are left as they are.
+    length: the length Dimension, or what else is merged with the last one.
     hparams: a `MoeHparams`.
     train: a boolean.
     mesh: a `MeshSplit`.
 
   Returns:
-    a `Level` for the first level and one for the second.
+    the levels, the first one first
 
   Raises:
-    ValueError: if the mesh does not divide the batch or the experts.
+    ValueError: if the mesh does not divide the batch or the experts, or a
+      tensor would have two dimensions on one axis of it.
   """
-  num_x, num_y = hparams.experts_per_level
-  x1 = mtf.Dimension("expert_x", num_x)
-  y0 = mtf.Dimension("expert_y", num_y)
-  _check_mesh(a0, b1, x1, y0, mesh)
+  settings = hparams.levels
+  sized: list[SizedLevel] = []
+  above: list[mtf.Dimension] = []
+  left = list(batch_dims)
+  per_batch = length.size
+  for number, (one, called) in enumerate(zip(settings, names(len(settings)))):
+    batch = left.pop()
+    mesh.check_divides(batch, _batch_parameter(batch))
+    experts = mtf.Dimension(called.experts, one.experts)
+    if (wrong := mesh.not_divided(experts)) is not None:
+      raise knobs.Mistake(f"num_experts[{number}]", one.experts, wrong)
+    num_groups, group_size = grouping._split_into_groups(
+        batch.size * per_batch, one.group_size, mesh.ways(batch))
+    # Experts that choose would take all tokens, which is another network.
+    dropless = (hparams.moe_dropless_eval and not train
+                and not gating.find(one.router).needs_whole_sequences)
+    capacity = grouping.expert_capacity(
+        group_size,
+        # As many times an even share as there are experts is the whole group.
+        one.experts if dropless else one.capacity_factor(train),
+        one.experts, one.min_expert_capacity)
+    one_level = len(settings) == 1  # It has names of its own.
+    sized.append(SizedLevel(
+        names=called, settings=one, experts_above=list(above),
+        outer_dims=list(left),
+        groups=mtf.Dimension(batch.name, num_groups),
+        groups_unsplit=mtf.Dimension(
+            ("batch" if one_level else batch.name) + "_unsplit", num_groups),
+        group_size=mtf.Dimension(called.group_size, group_size),
+        experts=experts,
+        experts_unsplit=mtf.Dimension(
+            ("expert" if one_level else experts.name) + "_unsplit",
+            experts.size),
+        capacity=mtf.Dimension(called.capacity, capacity),
+        sends_depth_in_slices=mesh.splits(DEPTH_ON_THE_WAY)))
+    above.insert(0, experts)
+    per_batch = num_groups * capacity
+  canonical = canonical_layout(len(settings), _example_axes(len(settings)))
+  for level in sized:
+    mesh.check_apart(level.token_dims, canonical)
+    mesh.check_apart(level.outer_dims + level.expert_dims, canonical)
+  _tell_of_repeats(sized[-1], canonical, mesh)
+  return sized
 
-  num_groups, group_size = grouping._split_into_groups(
-      b1.size * l.size, hparams.moe_group_size, mesh.ways(b1))
-  capacity = grouping.expert_capacity(
-      group_size, hparams.capacity_factor(train), num_x,
-      hparams.moe_min_expert_capacity)
-  outer = Level(
-      batch_dims=[a0],
-      groups=mtf.Dimension(b1.name, num_groups),
-      group_size=mtf.Dimension("group_size_x", group_size),
-      experts=x1,
-      capacity=mtf.Dimension("expert_capacity_x", capacity))
 
-  num_groups, group_size = grouping._split_into_groups(
-      a0.size * num_groups * capacity, hparams.moe_group_size, mesh.ways(a0))
-  capacity = grouping.expert_capacity(
-      group_size, hparams.capacity_factor_second_level(train), num_y,
-      hparams.moe_min_expert_capacity)
-  inner = Level(
-      batch_dims=[x1],
-      groups=mtf.Dimension(a0.name, num_groups),
-      group_size=mtf.Dimension("group_size_y", group_size),
-      experts=y0,
-      capacity=mtf.Dimension("expert_capacity_y", capacity))
-  return outer, inner
+def _batch_parameter(dim):
+  if dim.name == OUTER_BATCH:
+    return "tpu_estimator_model_fn.outer_batch_size"
+  return "run.batch_size (over tpu_estimator_model_fn.outer_batch_size)"
 
 
-def _check_mesh(a0, b1, x1, y0, mesh):
-  mesh.check_divides(a0, "tpu_estimator_model_fn.outer_batch_size")
-  mesh.check_divides(
-      b1, "run.batch_size (over tpu_estimator_model_fn.outer_batch_size)")
-  mesh.check_divides(x1, "MoE2D.expert_x")
-  mesh.check_divides(y0, "MoE2D.expert_y")
-  for one, other in ((a0, b1), (a0, x1), (x1, y0)):
-    axis = mesh.axis(one)
-    if axis is not None and axis == mesh.axis(other):
-      raise ValueError(
-          f"run.layout_rules splits both {one.name!r} and {other.name!r} over "
-          f"mesh dimension {axis.name!r}, and a tensor has both: split them "
-          "over different axes, as in outer_batch:outer,batch:inner,"
-          "expert_x:inner,expert_y:outer.")
-  parts = mesh.ways(x1) * mesh.ways(y0)
+def _example_axes(num_levels):
+  return ["outer", *[f"middle_{k}" for k in range(1, num_levels - 1)],
+          "inner"][-num_levels:]
+
+
+def _tell_of_repeats(last, canonical, mesh):
+  """Warns where several slices compute the same."""
+  hidden = mtf.Dimension("expert_hidden", 1)
+  parts = mesh.ways(hidden)
+  for dim in last.expert_dims + last.outer_dims:
+    parts *= mesh.ways(dim)
   repeats = mesh.num_slices // parts
   if repeats > 1:
     _logger.warning(
         "run.layout_rules splits the experts into %d parts on a mesh of %d "
-        "slices, so %d slices compute each of them. A two-axis mesh wants "
-        "expert_x:inner,expert_y:outer; python -m mtf_moe.plan says more.",
-        parts, mesh.num_slices, repeats)
+        "slices, so %d slices compute each of them. Write the rules as in %s; "
+        "python -m mtf_moe.plan says more.", parts, mesh.num_slices, repeats,
+        canonical)
 
 
 def _renamed(x, new_dims):

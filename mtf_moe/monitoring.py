@@ -1,4 +1,4 @@
-"""What training records of a level: where tokens went, and how evenly.
+"""What training records of a layer: where tokens went, and how evenly.
 
 Shapes: `s` is the group size, `x` the experts and `c` the capacity, after any
 number of batch dimensions.
@@ -8,64 +8,52 @@ from collections.abc import Sequence
 import math
 
 import mesh_tensorflow as mtf
+import numpy as np
 import tensorflow.compat.v1 as tf
 
+from mtf_moe import tags
 from mtf_moe.gating import routing
+from mtf_moe.levels import SizedLevel
 
 # With more experts than this, each one's load is not recorded: the curves would
 # be too many to draw, let alone to read.
 MAX_EXPERTS_SHOWN = 64
 
 
-# Names that a run is watched by, beside being drawn. The entropy is NaN where
-# any probability of a router is, and the outputs where those of an expert are.
-NOT_FINITE = "tokens/not_finite"
-ENTROPY = "router/entropy"
-OUTPUTS = "outputs/rms"
-MAX_LOAD = "load/max_over_mean"
-MIN_LOAD = "load/min_over_mean"
+def record(levels: Sequence[SizedLevel], routings: Sequence[routing.Routing],
+           finite: mtf.Tensor, outputs: Sequence[mtf.Tensor]):
+  """Adds summaries of a layer to the graph, as mtf does: scalars, by name.
 
+  The names are those of `tags`, where the layer's is the current variable
+  scope. Nothing is computed in a step that does not fetch them.
 
-def record(level: str, routed: routing.Routing,
-           expert_dims: Sequence[mtf.Dimension]):
-  """Adds summaries of a level to the graph, as mtf does: scalars, by name.
-
-  The names are moe/<layer>/<level>/<metric>, where the layer is the current
-  variable scope. Nothing is computed in a step that does not fetch them.
+  Of the whole layer there are "tokens/not_finite": how many tokens had NaN or
+  infinite values and were set aside; "outputs/rms": the root of the mean square
+  of what the layer returns.
 
   Args:
-    level: the name of the level.
-    routed: where its tokens go.
-    expert_dims: the dimensions that the experts are counted over, x the last:
-      [x] at the first level, [x1, y] at the second.
-  """
-  _record(level, metrics(routed, expert_dims))
-
-
-def record_layer(level: str, finite: mtf.Tensor, outputs: mtf.Tensor):
-  """Adds summaries of what enters and leaves the whole layer.
-
-  "tokens/not_finite": how many tokens had NaN or infinite values and were set
-  aside; "outputs/rms": the root of the mean square of what the layer returns.
-
-  Args:
-    level: the name of the level that they are recorded under.
+    levels: the levels.
+    routings: where the tokens of each go.
     finite: a Tensor [..., s], one at a token without such values.
-    outputs: a Tensor [..., n].
+    outputs: Tensors [..., n].
   """
   finite = mtf.to_float(finite)
-  _record(level, {
-      NOT_FINITE: float(finite.shape.size) - mtf.reduce_sum(finite),
-      OUTPUTS: mtf.sqrt(mtf.reduce_mean(mtf.square(mtf.to_float(outputs))))})
+  squares = mtf.add_n([
+      mtf.reduce_mean(mtf.square(mtf.to_float(one))) for one in outputs])
+  _record(tags.LAYER, {
+      tags.NOT_FINITE: float(finite.shape.size) - mtf.reduce_sum(finite),
+      tags.OUTPUTS: mtf.sqrt(squares * (1.0 / len(outputs)))})
+  for level, routed in zip(levels, routings):
+    _record(level.names.level, metrics(
+        routed, [*reversed(level.experts_above), level.experts_unsplit]))
 
 
 def _record(level, values):
-  layer = tf.get_variable_scope().name
-  prefix = "/".join(part for part in ("moe", layer, level) if part)
+  scope = tf.get_variable_scope().name
   # mtf puts the variable scope in front of a summary's name.
   with tf.variable_scope(tf.VariableScope(reuse=None, name="")):
     for metric, value in values.items():
-      _Record(f"{prefix}/{metric}", value)
+      _Record(str(tags.Tag(scope, level, metric)), value)
 
 
 class _Record(mtf.ScalarSummaryOperation):
@@ -77,7 +65,7 @@ class _Record(mtf.ScalarSummaryOperation):
 
   def __copy__(self):
     copied = _Forgotten.__new__(_Forgotten)
-    vars(copied).update(vars(self))
+    copied.__dict__.update(vars(self))
     return copied
 
 
@@ -97,7 +85,8 @@ def metrics(routed: routing.Routing, expert_dims: Sequence[mtf.Dimension]):
 
   Args:
     routed: where its tokens go.
-    expert_dims: as in `record`.
+    expert_dims: the dimensions that the experts are counted over, x the last:
+      [x] at the first level, [x1, y] at the second.
 
   Returns:
     a dict from name to float32 scalar: the entries of `ledger`, of `balance`
@@ -134,40 +123,33 @@ def ledger(routed: routing.Routing):
     "tokens/lost": how many that are no padding were taken by no expert.
   """
   token_dims = routed.gates.shape.dims[:-1]
-  num_groups = math.prod(dim.size for dim in token_dims[:-1])
-  num_tokens = num_groups * token_dims[-1].size
-  num_slots = num_groups * routed.experts_dim.size * routed.capacity_dim.size
+  num_tokens = math.prod(dim.size for dim in token_dims)
+  num_slots = math.prod(dim.size for dim in routed.slot_dims)
 
-  importance = _importance(routed)  # [..., s]
+  importance = routing.importance(routed)  # [..., s]
   used = mtf.to_float(mtf.greater(importance, 0.0))  # [..., s]
   full = mtf.reduce_sum(mtf.to_float(mtf.equal(importance, 1.0)))
   num_used = mtf.reduce_sum(used)
-  weights = mtf.add_n([choice.weight for choice in routed.choices])  # [..., s]
-  taken = mtf.to_float(mtf.greater(weights, 0.0))  # [..., s]
+  taken = mtf.to_float(mtf.greater(
+      routed.total_weights(), 0.0))  # [..., s]
 
   def constant(value):
     return mtf.constant(
         num_used.mesh, value, mtf.Shape([]), dtype=num_used.dtype)
 
-  entries = {
+  tally = routed.tally()
+  kept = mtf.add_n([count for name, count in tally.items()
+                    if name.endswith("/kept")])
+  return {
       "tokens": constant(num_tokens),
       "tokens/padding": float(num_tokens) - num_used,
       "tokens/full": full,
       "tokens/partial": num_used - full,
       "tokens/lost": mtf.reduce_sum(used * (1.0 - taken)),
+      **tally,
+      "slots": constant(num_slots),
+      "slots/empty": float(num_slots) - kept,
   }
-  all_kept = 0.0
-  for number, choice in enumerate(routed.choices, 1):
-    wanted = mtf.reduce_sum(choice.demand)
-    kept = mtf.reduce_sum(choice.load)
-    all_kept += kept
-    entries[f"choices_{number}/kept"] = kept
-    entries[f"choices_{number}/dropped"] = wanted - kept
-    if number > 1:
-      entries[f"choices_{number}/refused"] = num_used - wanted
-  entries["slots"] = constant(num_slots)
-  entries["slots/empty"] = float(num_slots) - all_kept
-  return entries
 
 
 def balance(routed: routing.Routing, expert_dims: Sequence[mtf.Dimension]):
@@ -178,7 +160,7 @@ def balance(routed: routing.Routing, expert_dims: Sequence[mtf.Dimension]):
 
   Args:
     routed: where the tokens go.
-    expert_dims: as in `record`.
+    expert_dims: as of `metrics`.
 
   Returns:
     a dict from name to float32 scalar: "load/max_over_mean" and
@@ -187,15 +169,14 @@ def balance(routed: routing.Routing, expert_dims: Sequence[mtf.Dimension]):
     experts the share of each one, "load/expert_2" or "load/expert_2_0".
   """
   num_experts = math.prod(dim.size for dim in expert_dims)
-  demand = mtf.add_n([
-      mtf.reduce_sum(choice.demand, output_shape=expert_dims)
-      for choice in routed.choices])  # [x], or [x1, y]
+  demand = mtf.reduce_sum(
+      routed.demand(), output_shape=expert_dims)  # [x], or [x1, y]
   # Where nothing was wanted, the shares are zero.
   share = demand / mtf.maximum(mtf.reduce_sum(demand), 1.0)
   mean = 1.0 / num_experts
   entries = {
-      MAX_LOAD: mtf.reduce_max(share) / mean,
-      MIN_LOAD: mtf.reduce_min(share) / mean,
+      tags.MAX_LOAD: mtf.reduce_max(share) / mean,
+      tags.MIN_LOAD: mtf.reduce_min(share) / mean,
       "load/coefficient_of_variation": mtf.sqrt(
           mtf.reduce_mean(mtf.square(share - mean))) / mean,
   }
@@ -205,10 +186,9 @@ def balance(routed: routing.Routing, expert_dims: Sequence[mtf.Dimension]):
     all_experts = mtf.Dimension("all_experts", num_experts)
     shares = mtf.reshape(mtf.reshape(share, unsplit), [all_experts])
     for number, value in enumerate(mtf.unstack(shares, all_experts)):
-      *first, last = expert_dims
-      index = [number // last.size] if first else []
-      name = "_".join(map(str, index + [number % last.size]))
-      entries[f"load/expert_{name}"] = value
+      index = np.unravel_index(number, [dim.size for dim in expert_dims])
+      name = "_".join(map(str, index))
+      entries[tags.EXPERT_LOAD + name] = value
   return entries
 
 
@@ -223,20 +203,12 @@ def confidence(routed: routing.Routing):
     in nats, 0 where it is certain and the logarithm of x where all experts are
     equal; "router/confidence", the probability of the likeliest expert.
   """
-  used = mtf.to_float(mtf.greater(_importance(routed), 0.0))  # [..., s]
+  used = mtf.to_float(mtf.greater(routing.importance(routed), 0.0))  # [..., s]
   total = mtf.maximum(mtf.reduce_sum(used), 1.0)
   gates = routed.gates  # [..., s, x]
   entropy = -mtf.reduce_sum(
       gates * mtf.log(mtf.maximum(gates, 1e-30)),
       reduced_dim=routed.experts_dim)  # [..., s]
   largest = mtf.reduce_max(gates, reduced_dim=routed.experts_dim)  # [..., s]
-  return {ENTROPY: mtf.reduce_sum(entropy * used) / total,
+  return {tags.ENTROPY: mtf.reduce_sum(entropy * used) / total,
           "router/confidence": mtf.reduce_sum(largest * used) / total}
-
-
-def _importance(routed):
-  """The importance of every token, [..., s]."""
-  if routed.importance is not None:
-    return routed.importance
-  gates = routed.gates
-  return mtf.ones(gates.mesh, gates.shape.dims[:-1], gates.dtype)

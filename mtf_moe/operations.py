@@ -37,6 +37,21 @@ def slicewise(tf_fn: Callable, xs: Sequence[mtf.Tensor], output_shape,
       name=name).outputs)
 
 
+def top_k(x: mtf.Tensor, reduced_dim, k_dim) -> tuple[mtf.Tensor, mtf.Tensor]:
+  """`mtf.top_k`, with results that have names of their own, as in `slicewise`.
+
+  Args:
+    x: a Tensor [..., <reduced dim>, ...].
+    reduced_dim: a Dimension.
+    k_dim: a Dimension, how many.
+
+  Returns:
+    the largest values, the first of equal ones first, [..., k], and where they
+    are, int32 [..., k].
+  """
+  return tuple(_TopK(x, reduced_dim, k_dim).outputs)
+
+
 def tied(x: mtf.Tensor, others: Sequence[mtf.Tensor], grad_function: Callable
          ) -> mtf.Tensor:
   """A tensor as it is, from which others get a gradient, too.
@@ -85,12 +100,23 @@ def with_zero_gradients(x: mtf.Tensor, others: Sequence[mtf.Tensor]
       grad, *(mtf.zeros_like(other) for other in op.inputs[1:])])
 
 
-class _Slicewise(mtf.SlicewiseOperation):
+class _NamedResults(mtf.Operation):
+  """Gives each result of an operation a name of its own."""
+
+  _outputs: list[mtf.Tensor]
 
   def __init__(self, *args, **kwargs):
     super().__init__(*args, **kwargs)
     self._outputs = [mtf.Tensor(self, y.shape, y.dtype, index=number)
                      for number, y in enumerate(self._outputs)]
+
+
+class _Slicewise(_NamedResults, mtf.SlicewiseOperation):
+  pass
+
+
+class _TopK(_NamedResults, mtf.TopKOperation):
+  pass
 
 
 class Tie(mtf.Operation):

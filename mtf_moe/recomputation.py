@@ -64,7 +64,7 @@ def leave(losses: list[mtf.Tensor], loss: mtf.Tensor, outputs: mtf.Tensor
   if not _functions:
     losses.append(loss)
     return outputs
-  gradient = []
+  gradient: list[mtf.Tensor | None] = []
   _functions[-1].append(_Left(losses, loss, gradient))
   return operations.tied(outputs, [loss], lambda op, grad: [grad, *gradient])
 
@@ -108,7 +108,7 @@ def _passing_losses_on(custom_gradient):
   @functools.wraps(custom_gradient)
   def wrapped(fn: Callable, grad_fn: Callable,
               explicit_inputs: Sequence[mtf.Tensor]):
-    left = []
+    left: list[_Left] = []
     returns_tuple = False
 
     def with_losses(*inputs):

@@ -28,16 +28,16 @@ class SlotTable:
   flows through.
 
   Attributes:
-    choices: int32 [x, <batch dims>, c], the choice in each slot, as a number in
-      the flattened [k, <batch dims>, s].
-    tokens: int32 [x, <batch dims>, c], the token of that choice, as a number in
+    tokens: int32 [x, <batch dims>, c], the token in each slot, as a number in
       the flattened [<batch dims>, s].
     group_dim: the Dimension s.
+    choices: int32 [x, <batch dims>, c], the choice of that token, as a number
+      in the flattened [k, <batch dims>, s]; None where tokens do not choose.
   """
 
-  choices: mtf.Tensor
   tokens: mtf.Tensor
   group_dim: mtf.Dimension
+  choices: mtf.Tensor | None = None
 
   @classmethod
   def of(cls, experts: Sequence[mtf.Tensor], positions: Sequence[mtf.Tensor],
@@ -75,11 +75,34 @@ class SlotTable:
       return numbers, tokens
 
     in_slots = mtf.Shape([experts_dim, *batch_dims, capacity_dim])
-    return cls(*operations.slicewise(
+    choices, tokens = operations.slicewise(
         occupants, [weights, *experts, *positions],
         output_shape=[in_slots, in_slots], output_dtype=[tf.int32, tf.int32],
-        splittable_dims=batch_dims, grad_function=0, name="slot_table"),
-               group_dim)
+        splittable_dims=batch_dims, grad_function=0, name="slot_table")
+    return cls(tokens, group_dim, choices)
+
+  @classmethod
+  def of_tokens(cls, tokens: mtf.Tensor, group_dim) -> "SlotTable":
+    """Makes a table of tokens that are known by their number in the group.
+
+    Args:
+      tokens: int32 [x, <batch dims>, c], -1 in an empty slot.
+      group_dim: the Dimension s.
+
+    Returns:
+      a SlotTable
+    """
+    _, *batch_dims, _ = tokens.shape.dims
+
+    def within_slice(tokens):
+      batch = tokens.shape.as_list()[1:-1]
+      first = np.arange(math.prod(batch), dtype=np.int32) * group_dim.size
+      return tf.where(
+          tokens >= 0, tokens + first.reshape([*batch, 1]), tokens)
+
+    return cls(mtf.slicewise(
+        within_slice, [tokens], splittable_dims=batch_dims, grad_function=0,
+        name="slot_table"), group_dim)
 
 
 def fill_slots(table: SlotTable, tokens: mtf.Tensor) -> mtf.Tensor:
@@ -169,6 +192,7 @@ def weights_in_slots(table: SlotTable, weights: mtf.Tensor) -> mtf.Tensor:
     a Tensor [x, <batch dims>, c]
   """
   choices_dim, *batch_dims, group_dim = weights.shape.dims
+  assert table.choices is not None  # Else there are no choices with weights.
 
   def take(weights, numbers):
     taken = tf.gather(tf.reshape(weights, [-1]), tf.maximum(numbers, 0))

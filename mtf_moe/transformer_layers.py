@@ -1,6 +1,12 @@
-"""The layer for mesh_tensorflow.transformer, configured by gin."""
+"""The layers for mesh_tensorflow.transformer, configured by gin."""
 
+from collections.abc import Mapping
+import contextlib
+import functools
+import inspect
+import logging
 import math
+import types
 
 import gin
 import mesh_tensorflow as mtf
@@ -8,15 +14,26 @@ from mesh_tensorflow.transformer import transformer
 import tensorflow.compat.v1 as tf
 from tensorflow_estimator import estimator as tf_estimator
 
+from mtf_moe import arguments
 from mtf_moe import experts as experts_lib
+from mtf_moe import gating
+from mtf_moe import hparams as hparams_lib
+from mtf_moe import knobs
 from mtf_moe import layer
-from mtf_moe import levels
+from mtf_moe import mesh_split
 from mtf_moe import recomputation
 from mtf_moe.hparams import ChangeableHparams
+from mtf_moe.hparams import Level
 from mtf_moe.hparams import MoeHparams
 
-# LayerStack.recompute_grads needs it, in any program that builds MoE2D.
+_logger = logging.getLogger(__name__)
+
+# LayerStack.recompute_grads needs it, in any program that builds a mixture.
 recomputation.install()
+
+# The complete names of the layers in gin.
+LAYERS = ("mesh_tensorflow.transformer.moe.MoE1D", "mtf_moe.MoE2D",
+          "mtf_moe.MoE")
 
 # In all others a model is used, and the result for one sequence should not
 # depend on its neighbours.
@@ -24,85 +41,107 @@ _MODES_WITH_CAPACITIES = (
     tf_estimator.ModeKeys.TRAIN, tf_estimator.ModeKeys.EVAL)
 
 
-@gin.configurable(module="mtf_moe")
-class MoE2D(transformer.TransformerLayer):
-  """Two-level mixture of experts, in place of DenseReluDense.
+def _with_parameters_of_hparams(first: dict, last: dict, without=()):
+  """A class decorator that writes down which parameters a layer takes.
 
-  The parameters that mesh_tensorflow's class of this name has keep their names
-  and defaults, except `second_policy_eval`: "threshold" evaluates a checkpoint
-  to the same number every time, where "random" draws anew. What each one means,
-  and what it may be, is said in `MoeHparams`.
+  They are those that `MoeHparams` has, which are explained there; callers, gin
+  and `help` see them as if they stood in the class.
 
-  A subclass passes other values on, `super().__init__(**{"group_size": 512,
-  **kwargs})`, or sets them afterwards, `self._hparams.moe_group_size = 512`.
+  Args:
+    first: parameters ahead of them, with their defaults.
+    last: those behind them.
+    without: names of hyperparameters that are no parameters.
+  """
+  names = [name for name in MoeHparams.names()
+           if name not in ("moe_num_experts", "moe_levels", *without)]
+  parameters = {
+      **first,
+      **{_gin_name(name): MoeHparams.default(name) for name in names}, **last}
+
+  def decorate(cls):
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def checked(self, *args, **kwargs):
+      try:
+        given = signature.bind(self, *args, **kwargs)
+      except TypeError as error:
+        raise TypeError(f"{cls.__name__}: {error}.") from None
+      given.apply_defaults()
+      init(**given.arguments)
+
+    signature = inspect.Signature(
+        [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+        + [inspect.Parameter(
+            name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
+           for name, default in parameters.items()])
+    setattr(checked, "__signature__", signature)  # noqa: B010
+    cls.__init__ = checked
+    return cls
+
+  return decorate
+
+
+def _gin_name(name):
+  """What a hyperparameter is called in gin."""
+  return name if name == "moe_gating" else name.removeprefix(knobs.PREFIX)
+
+
+class _Mixture(transformer.TransformerLayer):
+  """What the layers have in common.
+
+  A subclass of one of them passes other values on, `super().__init__(
+  **{"group_size": 512, **kwargs})`, or sets them afterwards,
+  `self._hparams.moe_group_size = 512`.
   """
 
-  def __init__(self,
-               expert_x=8,
-               expert_y=8,
-               loss_coef=1e-2,
-               hidden_size=4096,
-               group_size=1024,
-               capacity_factor_train=1.25,
-               capacity_factor_eval=2.0,
-               capacity_factor_second_level=1.0,
-               use_second_place_loss=False,
-               second_policy_train="random",
-               second_policy_eval="threshold",
-               second_threshold_train=0.2,
-               second_threshold_eval=0.2,
-               moe_gating="top_2",
-               min_expert_capacity=4,
-               z_loss=None,
-               word_embed_mode=None,
-               activation="relu",
-               dropout_rate=0.0,
-               dispatch="einsum",
-               summaries=True,
-               dropless_eval=False,
-               dropless_inference=True,
-               output_dim=None,
-               experts=experts_lib.feed_forward):
-    """Checks the parameters.
+  # What hyperparameters are called here whose name is another.
+  _names: Mapping[str, str] = types.MappingProxyType({})
 
-    Those that are not listed here are explained in `MoeHparams`, under their
-    name with the prefix moe_.
+  def _set(self, num_experts, experts, parameters, levels=None):
+    """Checks the parameters and keeps them.
 
     Args:
-      expert_x: groups of experts, the first level.
-      expert_y: experts in each group, the second level.
-      output_dim: the mtf.Dimension of the outputs, or None for the model's.
-      experts: the network inside the experts, a callable with the signature of
-        `mtf_moe.experts.feed_forward`.
-
-    Raises:
-      ValueError: if a value is not allowed.
+      num_experts: of the levels.
+      experts: the network inside the experts.
+      parameters: the other hyperparameters, by their name in gin.
+      levels: a list of `Level`s, or None.
     """
-    self._hparams = ChangeableHparams(
-        moe_gating=moe_gating,
-        moe_num_experts=(expert_x, expert_y),
-        moe_loss_coef=loss_coef,
-        moe_hidden_size=hidden_size,
-        moe_group_size=group_size,
-        moe_min_expert_capacity=min_expert_capacity,
-        moe_capacity_factor_train=capacity_factor_train,
-        moe_capacity_factor_eval=capacity_factor_eval,
-        moe_capacity_factor_second_level=capacity_factor_second_level,
-        moe_dropless_eval=dropless_eval,
-        moe_dropless_inference=dropless_inference,
-        moe_use_second_place_loss=use_second_place_loss,
-        moe_second_policy_train=second_policy_train,
-        moe_second_policy_eval=second_policy_eval,
-        moe_second_threshold_train=second_threshold_train,
-        moe_second_threshold_eval=second_threshold_eval,
-        moe_z_loss=z_loss,
-        moe_word_embed_mode=word_embed_mode,
-        moe_activation=activation,
-        moe_dropout_rate=dropout_rate,
-        moe_dispatch=dispatch,
-        moe_summaries=summaries)
-    self._output_dim = output_dim
+    self._called = _called_in_gin(type(self))
     self._experts = experts
+    with self._mistakes_named():
+      sizes = {"moe_num_experts": num_experts} if levels is None else {
+          "moe_levels": levels}
+      self._hparams = ChangeableHparams(
+          **sizes,
+          **{name: parameters[_gin_name(name)] for name in MoeHparams.names()
+             if _gin_name(name) in parameters})
+      for number, level in enumerate(self._hparams.levels):
+        try:
+          gating.find(level.router)
+        except knobs.Mistake as mistake:
+          if levels is not None:
+            mistake = mistake.of(f"{self._called}.levels[{number}]",
+                                 lambda name: "router")
+          raise mistake from None
+      if not callable(experts):
+        raise knobs.Mistake("experts", experts, (
+            "is no function: use one with the arguments of "
+            "mtf_moe.experts.feed_forward."))
+      if experts is experts_lib.feed_forward:
+        experts_lib.check_activation(self._hparams.moe_activation)
+
+  @contextlib.contextmanager
+  def _mistakes_named(self):
+    """A context in which mistakes are told with the name of this layer."""
+    try:
+      yield
+    except knobs.Mistake as mistake:
+      raise mistake.of(self._called, self._parameter) from None
+
+  def _parameter(self, name):
+    """What a hyperparameter is called here."""
+    return self._names.get(name, name)
 
   @property
   def hparams(self) -> MoeHparams:
@@ -119,48 +158,194 @@ class MoE2D(transformer.TransformerLayer):
       losses: not used.
 
     Returns:
-      a Tensor [<batch dims>, output]
+      a Tensor [<batch dims>, output], or a list of them where the experts have
+      several outputs
 
     Raises:
       NotImplementedError: with an ensemble.
+      ValueError: if the layer cannot be built, or not decode.
     """
     if context.model.ensemble_dim:
       raise NotImplementedError(
-          "MoE2D does not work with ensembles: set Unitransformer.ensemble = "
-          "None.")
-    batch_dims = x.shape.dims[:-1]
-    token_dims = _as_batch_and_length(batch_dims)
-
-    def as_tokens(t):
-      """A Tensor that broadcasts to the batch dimensions, reshaped."""
-      t = mtf.zeros(x.mesh, batch_dims, x.dtype) + t
-      return mtf.reshape(t, token_dims)
-
+          f"{self._called} does not work with ensembles: set "
+          "Unitransformer.ensemble = None.")
+    self._check_routers(context)
+    *batch_dims, depth = x.shape.dims
     hparams = self.hparams
+    token_dims = _as_batch_and_length(batch_dims)
     if context.mode not in _MODES_WITH_CAPACITIES:
       hparams = hparams.for_inference()
     nonpadding = _nonpadding(context, batch_dims)
+    if nonpadding is not None:
+      nonpadding = mtf.reshape(
+          arguments.nonpadding(nonpadding, x), token_dims)
     embeddings = None
-    if hparams.moe_word_embed_mode is not None:
-      embeddings = mtf.reshape(
-          context.input_embeddings, token_dims + x.shape.dims[-1:])
-    output_dim = self._output_dim or context.model.model_dim
-    y, loss = layer.transformer_moe_layer_v2(
-        mtf.reshape(x, token_dims + x.shape.dims[-1:]),
-        output_dim,
-        hparams,
-        context.train,
-        context.variable_dtype,
-        layout=context.model.layout,
-        mesh_shape=context.model.mesh_shape,
-        nonpadding=None if nonpadding is None else as_tokens(nonpadding),
-        num_microbatches=context.num_microbatches,
-        token_embeddings=embeddings,
-        experts=self._experts)
-    y = mtf.reshape(y, batch_dims + [output_dim])
-    if context.losses is None:
-      return y
-    return recomputation.leave(context.losses, loss, y)
+    if any(level.word_embed_mode is not None for level in hparams.levels):
+      embeddings = mtf.reshape(context.input_embeddings, [*token_dims, depth])
+    with self._mistakes_named():
+      outputs, loss = layer.apply(
+          mtf.reshape(x, [*token_dims, depth]),
+          hparams.moe_output_dim or context.model.model_dim,
+          hparams,
+          context.train,
+          len(hparams.levels),
+          context.model.layout,
+          context.model.mesh_shape,
+          nonpadding,
+          # As a subclass of mesh_tensorflow's class may set it.
+          getattr(self, "_activation", None),
+          context.num_microbatches,
+          embeddings,
+          self._experts,
+          [context.variable_dtype, None, None, None],
+          called=self._called)
+    several = isinstance(outputs, list)
+    outputs = [mtf.reshape(y, batch_dims + y.shape.dims[-1:])
+               for y in (outputs if several else [outputs])]
+    if context.losses is not None:
+      outputs[0] = recomputation.leave(context.losses, loss, outputs[0])
+    return outputs if several else outputs[0]
+
+
+  def _check_routers(self, context):
+    """Raises ValueError, or warns, where experts would choose future tokens."""
+    if not context.model.autoregressive:
+      return
+    for level in self.hparams.levels:
+      if not gating.find(level.router).needs_whole_sequences:
+        continue
+      says = (
+          f"{self._called}.moe_gating = {gating.name_of(level.router)!r} lets "
+          "experts choose among the tokens of whole sequences")
+      if context.mode == "incremental":
+        raise ValueError(
+            f"{says}, and cannot decode one position at a time: use another "
+            'router in a decoder, such as "top_2" or "switch".')
+      if context.train:
+        _logger.warning(
+            "%s: a model that predicts the next token sees later ones by it, "
+            "and cannot decode. Use it in encoders.", says)
+
+
+def _in_place_of_mesh_tensorflows(cls):
+  """Registers a class under the name that mesh_tensorflow's own has in gin.
+
+  Then gin files that were written for that one use this one; under another
+  name, theirs would be ambiguous.
+  """
+  with gin.config.interactive_mode():  # In which gin lets names be replaced.
+    return gin.configurable(module="mesh_tensorflow.transformer.moe")(cls)
+
+
+@_in_place_of_mesh_tensorflows
+@_with_parameters_of_hparams(
+    first={"num_experts": hparams_lib.DEFAULT_NUM_EXPERTS[1]},
+    last={"experts": experts_lib.feed_forward},
+    without=["moe_capacity_factor_second_level"])
+class MoE1D(_Mixture):
+  """One level of experts, in place of DenseReluDense.
+
+  In gin it is `mesh_tensorflow.transformer.moe.MoE1D`, or `MoE1D`. Parameters
+  are those of mesh_tensorflow's class of this name, with its defaults, except
+  `second_policy_eval`: "threshold" evaluates a checkpoint to the same number
+  every time, where "random" draws anew. What each one means, and what it may
+  be, is said in `MoeHparams`, with the prefix moe_.
+
+  Args:
+    num_experts: the experts.
+    experts: the network inside the experts, a callable with the signature of
+      `mtf_moe.experts.feed_forward`.
+
+  Raises:
+    ValueError: if a value is not allowed.
+  """
+
+  _names = types.MappingProxyType(
+      {"gating": "moe_gating", "num_experts[0]": "num_experts"})
+
+  def __init__(self, num_experts, experts, **parameters):
+    self._set(num_experts, experts, parameters)
+
+
+@gin.configurable(module="mtf_moe")
+@_with_parameters_of_hparams(
+    first=dict(zip(("expert_x", "expert_y"),
+                   hparams_lib.DEFAULT_NUM_EXPERTS[2])),
+    last={"experts": experts_lib.feed_forward})
+class MoE2D(_Mixture):
+  """Two levels of experts, in place of DenseReluDense.
+
+  Parameters are those of mesh_tensorflow's class of this name, and more, as of
+  `MoE1D`.
+
+  Args:
+    expert_x: groups of experts, the first level.
+    expert_y: experts in each group, the second level.
+    experts: as of `MoE1D`.
+
+  Raises:
+    ValueError: if a value is not allowed.
+  """
+
+  _names = types.MappingProxyType({
+      "gating": "moe_gating", "num_experts[0]": "expert_x",
+      "num_experts[1]": "expert_y"})
+
+  def __init__(self, expert_x, expert_y, experts, **parameters):
+    self._set((expert_x, expert_y), experts, parameters)
+
+
+@gin.configurable(module="mtf_moe")
+@_with_parameters_of_hparams(
+    first={"levels": (4, 4, 4)}, last={"experts": experts_lib.feed_forward})
+class MoE(_Mixture):
+  """Any number of levels of experts, in place of DenseReluDense.
+
+  Parameters are those of `MoE2D`, but for:
+
+  Args:
+    levels: the numbers of experts of all levels, the first one first, such as
+      [4, 4, 4]; or a list of `Level`s, each with settings of its own, such as
+      [@coarse/Level(), @fine/Level()].
+
+  Raises:
+    ValueError: if a value is not allowed.
+  """
+
+  def __init__(self, levels, experts, **parameters):
+    self._called = _called_in_gin(type(self))
+    with self._mistakes_named():
+      levels = _checked_levels(levels)
+    if isinstance(levels[0], Level):
+      self._set(None, experts, parameters, levels)
+    else:
+      self._set(tuple(levels), experts, parameters)
+
+  def _parameter(self, name):
+    return "moe_gating" if name == "gating" else (
+        name.replace("num_experts", "levels"))
+
+
+gin.external_configurable(Level, "Level", module="mtf_moe")
+
+
+def _called_in_gin(cls):
+  """The name of a class with the scopes of gin that it is made in."""
+  return "/".join([*gin.current_scope(), cls.__name__])
+
+
+def _checked_levels(levels):
+  """Numbers of experts, or `Level`s; ValueError for anything else."""
+  if not isinstance(levels, list | tuple) or not levels:
+    raise knobs.Mistake("levels", levels, (
+        "must be a list with the number of experts of each level, such as "
+        "[4, 4, 4], or with a Level for each."))
+  for number, level in enumerate(levels):
+    if not (isinstance(level, Level) or knobs.is_positive_integer(level)):
+      raise knobs.Mistake(f"levels[{number}]", level, (
+          "is neither a number of experts, 1 or more, nor a Level, which in "
+          "gin is written with its parentheses, as in @coarse/Level()."))
+  return levels
 
 
 def _as_batch_and_length(dims):
@@ -172,7 +357,7 @@ def _as_batch_and_length(dims):
   Returns:
     [outer_batch, batch, length], or [batch, length].
   """
-  num_batch_dims = 2 if dims[0].name == levels.OUTER_BATCH else 1
+  num_batch_dims = 2 if dims[0].name == mesh_split.OUTER_BATCH else 1
   positions = dims[num_batch_dims:]
   if len(positions) == 1:
     return dims

@@ -27,7 +27,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 TOP_2 = "gating/top_2.py"
 ROUTER = "gating/router.py"
+BASE = "gating/base.py"
 ROUTING = "gating/routing.py"
+DENSE = "gating/dense.py"
+POLICY = "gating/second_policy.py"
 LOSSES = "gating/losses.py"
 
 BY_HAND = ["tests/gating"]
@@ -50,67 +53,63 @@ class Mutation:
 
 
 MUTATIONS = [
-    Mutation(1, "gates in the type of the inputs", TOP_2,
-             "gates = mtf.softmax(logits, experts_dim)",
-             "gates = mtf.to_float(mtf.cast(mtf.softmax(logits, experts_dim), "
-             "inputs.dtype))", ORACLE),
-    Mutation(1, "a bias", ROUTER, "use_bias=False", "use_bias=True", ORACLE),
+    Mutation(1, "gates in bfloat16", ROUTER,
+             "return mtf.softmax(self.logits, self.experts_dim)",
+             "return mtf.to_float(mtf.to_bfloat16(mtf.softmax(\n"
+             "        self.logits, self.experts_dim)))", ORACLE),
+    Mutation(1, "a bias", BASE, "use_bias=False", "use_bias=True", ORACLE),
     Mutation(2, "ties to the highest index", TOP_2,
-             "router.top_1(gates, experts_dim)",
-             "router.top_1(gates + 1e-6 * mtf.range(gates.mesh, experts_dim, "
-             "gates.dtype), experts_dim)", BY_HAND),
+             "selection.likeliest(gates, x)",
+             "selection.likeliest(gates + 1e-6 * mtf.range(gates.mesh, x, "
+             "gates.dtype), x)", BY_HAND),
     Mutation(2, "no gradient through the first gate", TOP_2,
-             "  gates_left = gates * (1.0 - mask_1)",
-             "  gate_1 = mtf.stop_gradient(gate_1)\n"
-             "  gates_left = gates * (1.0 - mask_1)", ORACLE),
+             "    gates_left = gates * (1.0 - mask_1)",
+             "    gate_1 = mtf.stop_gradient(gate_1)\n"
+             "    gates_left = gates * (1.0 - mask_1)", ORACLE),
     Mutation(3, "first mask at any importance", TOP_2,
-             "mask_1 * wanted_1, gate_1", "mask_1, gate_1", BY_HAND),
+             "mask_1 * scores.full, gate_1", "mask_1, gate_1", BY_HAND),
     Mutation(3, "first gate at any importance", TOP_2,
-             "gate_1 * wanted_1,", "gate_1,", BY_HAND),
+             "gate_1 * scores.full,", "gate_1,", BY_HAND),
     Mutation(3, "density proxy at any importance", TOP_2,
-             "gates * wanted_1", "gates", BY_HAND),
-    Mutation(4, "second choices of padding", TOP_2,
-             "mtf.greater(importance, 0.0)", "mtf.greater(importance, -1.0)",
+             "gates * scores.full)", "gates)", BY_HAND),
+    Mutation(4, "second choices of padding", ROUTER,
+             "self._where(mtf.greater, 0.0)", "self._where(mtf.greater, -1.0)",
              BY_HAND),
     Mutation(5, "gates not normalized", TOP_2,
              "gate_1 / total, gate_2 / total", "gate_1, gate_2", BY_HAND),
     Mutation(5, "normalized over the choices in use", TOP_2,
-             "  return routing.Routing(",
-             "  used = gate_1 + gate_2 * wanted_2\n"
-             "  gate_1, gate_2 = gate_1 / used, gate_2 / used\n"
-             "  return routing.Routing(", ORACLE),
+             "    return router.TokenChoice(",
+             "    used = gate_1 + gate_2 * wanted_2\n"
+             "    gate_1, gate_2 = gate_1 / used, gate_2 / used\n"
+             "    return router.TokenChoice(", ORACLE),
     Mutation(6, "mean of the product", LOSSES,
              "mtf.reduce_mean(density * density_proxy)",
              "mtf.reduce_mean(mask * gates)", BY_HAND),
     Mutation(6, "not times the square of the experts", LOSSES,
              "experts_dim.size ** 2", "experts_dim.size", BY_HAND),
     Mutation(6, "unimportant tokens left out of the mean", TOP_2,
-             "  balance_loss, z_loss =",
-             "  if importance is not None:\n"
-             "    balance_loss /= mtf.square(mtf.reduce_mean(wanted_1))\n"
-             "  balance_loss, z_loss =", BY_HAND),
+             "    total = gate_1",
+             "    balance_loss /= mtf.square(mtf.reduce_mean(scores.full))\n"
+             "    total = gate_1", BY_HAND),
     Mutation(7, "counts in full", TOP_2, "+= 0.5 *", "+= 1.0 *", BY_HAND),
     Mutation(7, "gates left not normalized", LOSSES,
              "return gates_left / (total + EPSILON)", "return gates_left",
              BY_HAND),
     Mutation(7, "proxy masked by importance", TOP_2,
-             "losses.without_first_choice(gates_left, experts_dim)",
-             "losses.without_first_choice(gates_left, experts_dim)"
-             " * wanted_1", BY_HAND),
-    Mutation(8, "not divided by microbatches", ROUTER,
-             "balance_loss /= num_microbatches",
-             "balance_loss /= 1", BY_HAND),
-    Mutation(8, "only the first loss divided", TOP_2,
-             "balance_loss += 0.5 *",
-             "balance_loss += (num_microbatches or 1) * 0.5 *", BY_HAND),
-    Mutation(9, "at the threshold is enough", TOP_2,
+             "losses.without_first_choice(gates_left, x)",
+             "losses.without_first_choice(gates_left, x)"
+             " * scores.full", BY_HAND),
+    Mutation(8, "not divided by microbatches", BASE,
+             "loss if loss is None else loss / num_microbatches", "loss",
+             BY_HAND),
+    Mutation(9, "at the threshold is enough", POLICY,
              "mtf.greater(gate, threshold)",
              "mtf.greater_equal(gate, threshold)", BY_HAND),
-    Mutation(9, "drawn at the probability is enough", TOP_2,
+    Mutation(9, "drawn at the probability is enough", POLICY,
              "mtf.less(drawn", "mtf.less_equal(drawn", BY_HAND),
-    Mutation(9, "no floor below the threshold", TOP_2,
+    Mutation(9, "no floor below the threshold", POLICY,
              "max(threshold, 1e-9)", "max(threshold, 1.0)", BY_HAND),
-    Mutation(9, "one number for all tokens", TOP_2,
+    Mutation(9, "one number for all tokens", POLICY,
              "mtf.random_uniform(gate.mesh, gate.shape)",
              "mtf.random_uniform(gate.mesh, mtf.Shape([]))", BY_HAND),
     Mutation(10, "inclusive count", ROUTING, "exclusive=True",
@@ -122,17 +121,17 @@ MUTATIONS = [
     Mutation(11, "one slot too many", ROUTING, "position < capacity",
              "position <= capacity", BY_HAND),
     Mutation(11, "the first weight takes the rest", TOP_2,
-             "[gate_1, gate_2], [wanted_1",
-             "[gate_1 + gate_2 * (1.0 - wanted_2), gate_2], [wanted_1",
+             "[gate_1, gate_2], [scores.full",
+             "[gate_1 + gate_2 * (1.0 - wanted_2), gate_2], [scores.full",
              ORACLE),
-    Mutation(12, "dispatch from the weights in float32", TOP_2,
-             "routing.dispatch_tensor(combine), combine",
-             "mtf.cast(routing.dispatch_tensor(routed.combine_tensor("
+    Mutation(12, "dispatch from the weights in float32", DENSE,
+             "routed.dispatch_tensor(combine), combine",
+             "mtf.cast(routed.dispatch_tensor(routed.combine_tensor("
              "routed.balance_loss.dtype)), inputs.dtype), combine", BY_HAND),
     Mutation(12, "a gate of zero holds no slot", TOP_2,
-             "  policy, threshold =",
-             "  wanted_2 *= mtf.to_float(mtf.greater(gate_2, 0.0))\n"
-             "  policy, threshold =", BY_HAND),
+             "    return router.TokenChoice(",
+             "    wanted_2 *= mtf.to_float(mtf.greater(gate_2, 0.0))\n"
+             "    return router.TokenChoice(", BY_HAND),
     Mutation(12, "a gradient through dispatch", ROUTING,
              "mtf.cast(mtf.not_equal(combine_tensor, 0), combine_tensor.dtype)",
              "mtf.cast(mtf.not_equal(combine_tensor, 0), combine_tensor.dtype)"
@@ -144,12 +143,13 @@ MUTATIONS = [
              "mtf.cast(hparams.moe_loss_coef * mtf.add_n(\n"
              "      [routed.balance_loss for routed in routings]), dtype)",
              ORACLE),
-    Mutation(14, "half is enough", "layer.py",
-             "mtf.greater(weights, first_choice_above)",
-             "mtf.greater_equal(weights, first_choice_above)", SPECIAL),
+    Mutation(14, "half is enough", ROUTING,
+             "mtf.greater(weights, 0.5)",
+             "mtf.greater_equal(weights, 0.5)", SPECIAL),
     Mutation(14, "from the weights in float32", "dispatch.py",
-             "        self._combine_tensor,\n        output_shape",
-             "        self._exact,\n        output_shape", SPECIAL),
+             "        self._combine_tensor, output_shape",
+             "        self._routed.combine_tensor(tf.float32), output_shape",
+             SPECIAL),
     Mutation(15, "rounded to the nearest", "grouping.py",
              "int(group_size * capacity_factor / num_experts)",
              "round(group_size * capacity_factor / num_experts)", GROUPING),
@@ -157,22 +157,22 @@ MUTATIONS = [
              "max(min(group_size, even_share), min_capacity)",
              "min(group_size, max(even_share, min_capacity))", GROUPING),
     Mutation(15, "the first level's factor at the second", "levels.py",
-             "group_size, hparams.capacity_factor_second_level(train)",
-             "group_size, hparams.capacity_factor(train)", ORACLE),
+             "one.capacity_factor(train)", "settings[0].capacity_factor(train)",
+             ORACLE),
     Mutation(16, "groups of every n-th token", "layer.py",
-             "tokens = mtf.reshape(inputs, outer.token_dims + [m])",
-             "tokens = mtf.transpose(mtf.reshape(inputs, [a0, "
-             "outer.group_size, outer.groups, m]), outer.token_dims + [m])",
+             "tokens = mtf.reshape(inputs, token_dims + [m])",
+             "tokens = mtf.transpose(mtf.reshape(inputs, [*token_dims[:-2], "
+             "token_dims[-1], token_dims[-2], m]), token_dims + [m])",
              ORACLE),
     Mutation(17, "no group above the size asked for", "grouping.py",
              "max(1, n // max_group_size)", "-(-n // max_group_size)",
              GROUPING),
     Mutation(17, "groups at level one whatever the mesh", "levels.py",
-             "hparams.moe_group_size, mesh.ways(b1)",
-             "hparams.moe_group_size, 1", MESHES),
+             "one.group_size, mesh.ways(batch)",
+             "one.group_size, mesh.ways(batch) if number else 1", MESHES),
     Mutation(17, "groups at level two whatever the mesh", "levels.py",
-             "hparams.moe_group_size, mesh.ways(a0)",
-             "hparams.moe_group_size, 1", MESHES),
+             "one.group_size, mesh.ways(batch)",
+             "one.group_size, 1 if number else mesh.ways(batch)", MESHES),
 ]
 
 
@@ -190,11 +190,6 @@ def caught(mutation):
       sys.exit(f"{mutation.file} has {text.count(mutation.old)} times, not "
                f"once: {mutation.old}")
     text = text.replace(mutation.old, mutation.new)
-    if "self._exact" in mutation.new:
-      text = text.replace(
-          "    self._experts_dim =",
-          "    self._exact = routed.combine_tensor("
-          "routed.balance_loss.dtype)\n    self._experts_dim =")
     with open(path, "w") as f:
       f.write(text)
     finished = subprocess.run(

@@ -49,7 +49,7 @@ def test_impossible_sizes(n, max_group_size, mesh_dim_size):
 def test_small_groups_are_told(caplog):
   grouping._split_into_groups(2053, 1024, 1)
   assert "groups of only 1" in caplog.text
-  assert "MoE2D.group_size = 1024" in caplog.text
+  assert "group_size = 1024" in caplog.text
 
 
 def test_large_groups_are_not_told(caplog):

@@ -78,7 +78,7 @@ def evaluate(build, arrays, weights, impl=None, dtype=tf.float32):
         graph, {mesh: impl or mesh_impl()}, autostack=False)
     fetches = tf.nest.map_structure(
         lambda t: tf.cast(lowering.export_to_tf_tensor(t), tf.float32), built)
-    with tf.Session(config=_quick_to_start()) as session:
+    with tf.Session(config=graphs_as_built()) as session:
       session.run(tf.global_variables_initializer())
       for variable in tf.global_variables():
         variable.load(
@@ -176,8 +176,12 @@ def _differentiated(layer, scope, tensors, seed):
   return values, shapes
 
 
-def _quick_to_start():
-  """A session config that runs a graph as it is, which is used only once."""
+def graphs_as_built():
+  """A session config that runs a graph as it is.
+
+  Which is quicker for one that is used only once; and TensorFlow's optimizer
+  may add up in another order, by the names of operations.
+  """
   config = tf.ConfigProto()
   config.graph_options.rewrite_options.disable_meta_optimizer = True
   return config

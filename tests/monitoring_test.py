@@ -7,9 +7,8 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import mtf_moe
+from mtf_moe import gating
 from mtf_moe import monitoring
-from mtf_moe.gating import switch
-from mtf_moe.gating import top_2
 from tests import gin_config
 from tests import harness
 
@@ -25,7 +24,7 @@ GATES = np.array([
 IMPORTANCE = np.array([1.0, 1.0, 1.0, 0.5, 0.0, 1.0])
 
 
-def recorded(route, importance=IMPORTANCE, z_loss=None):
+def recorded(router, importance=IMPORTANCE, z_loss=None):
   """The metrics of a router with one slot for each of the three experts."""
   batch, group, depth = (
       mtf.Dimension(*dim) for dim in (("batch", 1), ("group", 6), ("m", 3)))
@@ -36,11 +35,11 @@ def recorded(route, importance=IMPORTANCE, z_loss=None):
     arrays["importance"] = importance[None], [batch, group]
 
   def build(tensors):
-    routed = route(
-        tensors["inputs"], None, experts, capacity,
-        mtf_moe.MoeHparams(
-            moe_second_policy_train="threshold",
-            moe_second_threshold_train=0.3, moe_z_loss=z_loss),
+    routed = gating.route(
+        router, tensors["inputs"], None, experts, capacity,
+        mtf_moe.Level(
+            second_policy_train="threshold", second_threshold_train=0.3,
+            z_loss=z_loss, switch_policy_train="argmax"),
         True, harness.variable_dtype(),
         importance=tensors.get("importance"))
     return monitoring.metrics(routed, [experts])
@@ -49,7 +48,7 @@ def recorded(route, importance=IMPORTANCE, z_loss=None):
 
 
 def test_top_2():
-  found = recorded(top_2.route)
+  found = recorded("top_2")
   assert {name: value for name, value in found.items()
           if name.startswith(("tokens", "choices", "slots"))} == {
       "tokens": 6, "tokens/padding": 1, "tokens/full": 4, "tokens/partial": 1,
@@ -75,7 +74,7 @@ def test_top_2():
 
 
 def test_switch():
-  found = recorded(switch.route, z_loss=0.5)
+  found = recorded("switch", z_loss=0.5)
   assert {name: value for name, value in found.items()
           if name.startswith(("tokens", "choices", "slots"))} == {
       "tokens": 6, "tokens/padding": 1, "tokens/full": 4, "tokens/partial": 1,
@@ -93,13 +92,13 @@ def test_switch():
 
 
 def test_without_importance_all_tokens_count():
-  found = recorded(top_2.route, importance=None)
-  assert found == recorded(top_2.route, importance=np.ones(6))
+  found = recorded("top_2", importance=None)
+  assert found == recorded("top_2", importance=np.ones(6))
   assert found["tokens/full"] == 6
 
 
 def test_only_padding_makes_no_nan():
-  found = recorded(top_2.route, importance=np.zeros(6))
+  found = recorded("top_2", importance=np.zeros(6))
   assert found["tokens/padding"] == 6 and found["slots/empty"] == 3
   assert np.isfinite(list(found.values())).all()
   assert found["router/entropy"] == 0 and found["load/max_over_mean"] == 0

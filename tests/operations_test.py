@@ -12,11 +12,13 @@ import tensorflow.compat.v1 as tf
 import mtf_moe
 from mtf_moe import operations
 from mtf_moe.hparams import DISPATCHES
-from mtf_moe.hparams import GATINGS
 from tests import harness
 
 DEPTH = mtf.Dimension("d_model", 6)
 DIMS = [mtf.Dimension("batch", 4), mtf.Dimension("length", 8), DEPTH]
+
+GATINGS = ("top_2", "top_n", "switch", "switch_max", "ntlb", "expert_selection",
+           "group_limited")
 
 
 def graph_of_layer(with_gradients=True, **hparams):
@@ -30,7 +32,9 @@ def graph_of_layer(with_gradients=True, **hparams):
         inputs, DEPTH, mtf_moe.MoeHparams(**{
             "moe_num_experts": (2, 2), "moe_hidden_size": 8,
             "moe_z_loss": 0.1, "moe_use_second_place_loss": True,
-            "moe_word_embed_mode": "add", "moe_dropout_rate": 0.5, **hparams}),
+            "moe_word_embed_mode": "add", "moe_dropout_rate": 0.5,
+            "moe_top_n_num_experts_per_token": 2, "moe_ntlb_top_k": 2,
+            "moe_limited_num_groups": 2, **hparams}),
         True, harness.variable_dtype(), token_embeddings=inputs,
         nonpadding=mtf.ones(mesh, inputs.shape[:-1]))
     if with_gradients:

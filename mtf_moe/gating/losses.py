@@ -10,7 +10,7 @@ import mesh_tensorflow as mtf
 EPSILON = 1e-9
 
 
-def balance_loss(mask, gates, group_dim, experts_dim):
+def balance_loss(mask, gates, group_dim, experts_dim, counted=None):
   """How unequally one choice of the tokens spreads over the experts.
 
   The fraction of a group's tokens that chose an expert cannot be
@@ -26,12 +26,21 @@ def balance_loss(mask, gates, group_dim, experts_dim):
     gates: float32 [..., s, x], what stands in for the choice.
     group_dim: the dimension s.
     experts_dim: the dimension x.
+    counted: an optional float32 [..., s] of zeros and ones. Then means are over
+      the tokens that have a one, and perfect balance gives 1 however few they
+      are: with a fraction f of them it gives f * f else.
 
   Returns:
     a float32 scalar
   """
   density = mtf.reduce_mean(mask, reduced_dim=group_dim)  # [..., x]
   density_proxy = mtf.reduce_mean(gates, reduced_dim=group_dim)  # [..., x]
+  if counted is not None:
+    fraction = mtf.maximum(
+        mtf.reduce_mean(counted, reduced_dim=group_dim),
+        1.0 / group_dim.size)  # [...]
+    density /= fraction
+    density_proxy /= fraction
   return mtf.reduce_mean(density * density_proxy) * float(experts_dim.size ** 2)
 
 

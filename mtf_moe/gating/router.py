@@ -1,100 +1,283 @@
-"""What all routers compute alike: their logits, and their losses' weights.
+"""What a router is, and the names of those that there are.
 
-Shapes: `s` is the group size and `x` the experts, after any number of batch
-dimensions.
+A router gets `Scores` and returns a `TokenChoice`, which says what each token
+wants, or an `ExpertChoice`, which says whom each expert takes. What all share
+is in `base`.
+
+Shapes: `s` is the group size, `x` the experts and `c` the capacity, after any
+number of batch dimensions.
 """
 
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from typing import Any
+
 import mesh_tensorflow as mtf
-import numpy as np
-import tensorflow.compat.v1 as tf
 
-from mtf_moe import operations
-from mtf_moe.gating import losses
-from mtf_moe.gating import word_embeddings
+from mtf_moe import hparams as hparams_lib
+from mtf_moe import knobs
 
 
-def logits(inputs, outer_expert_dims, experts_dim, hparams, variable_dtype,
-           name, token_embeddings):
-  """A router's linear layer, without bias.
+@dataclasses.dataclass(frozen=True)
+class Scores:
+  """What a router chooses by.
 
-  Args:
-    inputs: a Tensor [<batch dims>, s, m].
-    outer_expert_dims: an optional list of dimensions of `inputs` that have a
-      router each.
-    experts_dim: the Dimension x.
-    hparams: a `MoeHparams`.
-    variable_dtype: a mtf.VariableDType.
-    name: a string, the variable scope of the router.
-    token_embeddings: an optional Tensor shaped as `inputs`.
-
-  Returns:
-    float32 [<batch dims>, s, x]
+  Attributes:
+    logits: float32 [<batch dims>, s, x].
+    importance: a Tensor [<batch dims>, s], 1 where a token counts in full,
+      between 0 and 1 where it is a second choice of the level above, 0 at
+      padding; or None where all count in full.
+    capacity_dim: the Dimension c of one expert's buffer for one group.
+    settings: those of the level.
+    train: a boolean.
+    linear: a function from a name to another linear layer of what the logits
+      are made of, float32 [<batch dims>, s, x]; its variable is
+      "<router>/<name>/kernel".
+    outer_expert_dims: those of the batch dims that have a router each.
   """
-  gate_inputs = mtf.to_float(inputs)  # [..., s, m]
-  if hparams.moe_word_embed_mode is not None:
-    gate_inputs = word_embeddings.add_to_gate_inputs(
-        gate_inputs, token_embeddings, hparams.moe_word_embed_mode)
-  return mtf.layers.dense(
-      gate_inputs, experts_dim, reduced_dims=gate_inputs.shape.dims[-1:],
-      expert_dims=outer_expert_dims, use_bias=False,
-      variable_dtype=variable_dtype, name=name)
+
+  logits: mtf.Tensor
+  importance: mtf.Tensor | None
+  capacity_dim: mtf.Dimension
+  settings: hparams_lib.Level
+  train: bool
+  linear: Callable[[str], mtf.Tensor]
+  outer_expert_dims: Sequence[mtf.Dimension] = ()
+
+  @property
+  def experts_dim(self) -> mtf.Dimension:
+    """x."""
+    return self.logits.shape.dims[-1]
+
+  @property
+  def group_dim(self) -> mtf.Dimension:
+    """s."""
+    return self.logits.shape.dims[-2]
+
+  @functools.cached_property
+  def gates(self) -> mtf.Tensor:
+    """The probability of each expert, float32 [<batch dims>, s, x]."""
+    return mtf.softmax(self.logits, self.experts_dim)
+
+  @functools.cached_property
+  def full(self) -> mtf.Tensor:
+    """One where a token counts in full, else zero: float32 [<batch dims>, s].
+    """
+    return self._where(mtf.equal, 1.0)
+
+  @functools.cached_property
+  def used(self) -> mtf.Tensor:
+    """Zero at padding, else one: float32 [<batch dims>, s]."""
+    return self._where(mtf.greater, 0.0)
+
+  def counted(self, wanted: mtf.Tensor) -> mtf.Tensor | None:
+    """Over which tokens the balancing loss takes its means.
+
+    Args:
+      wanted: float32 [<batch dims>, s], one where a token's choice counts.
+
+    Returns:
+      the same, or None for all of the group
+    """
+    if self.settings.balance_over_used and self.importance is not None:
+      return wanted
+    return None
+
+  def _where(self, compare, value):
+    if self.importance is None:
+      return mtf.ones(
+          self.logits.mesh, mtf.Shape(self.logits.shape.dims[:-1]))
+    return mtf.to_float(compare(self.importance, value))
 
 
-def top_1(gates, experts_dim):
-  """mtf.top_1: a token's largest gate and its expert, the first of equal ones.
+@dataclasses.dataclass(frozen=True)
+class TokenChoice:
+  """What each token wants. Earlier choices have their slots first.
 
-  Args:
-    gates: float32 [..., s, x], none of them negative.
-    experts_dim: the Dimension x.
-
-  Returns:
-    float32 [..., s], and int32 [..., s]
+  Attributes:
+    experts: k times int32 [..., s], its choices in order of preference.
+    weights: k times float32 [..., s], the share of each in the token's result.
+    wanted: k times float32 [..., s], one where the choice is to be used, else
+      zero; None where all are that are no padding.
+    balance_loss: a float32 scalar, or None for `losses.balance_loss` of the
+      first choices.
+    gates: float32 [..., s, x], what the router thinks of all experts, for the
+      balancing loss and for the records; None for `Scores.gates`.
   """
-  token_dims = gates.shape.dims[:-1]
-  # Falls from one expert to the next, so that the first has the most.
-  rank = np.arange(experts_dim.size, 0, -1, dtype=np.int32)[:, np.newaxis]
 
-  def largest(gates):
-    # Tokens come last, so that maxima are taken of whole rows at a time; and as
-    # the bits of positive numbers are ordered as they are, they are integers,
-    # which a CPU transposes and compares at less cost.
-    *others, s, x = range(gates.shape.ndims)
-    bits = tf.transpose(tf.bitcast(gates, tf.int32), [*others, x, s])
-    most = tf.reduce_max(bits, -2, keepdims=True)
-    ranks = tf.reduce_max(tf.cast(tf.equal(bits, most), tf.int32) * rank, -2)
-    return (tf.bitcast(tf.squeeze(most, -2), tf.float32),
-            experts_dim.size - ranks)
-
-  def gradient(op, grad, _):
-    return [grad * mtf.one_hot(op.outputs[1], experts_dim, dtype=grad.dtype)]
-
-  return operations.slicewise(
-      largest, [gates], output_shape=[mtf.Shape(token_dims)] * 2,
-      output_dtype=[gates.dtype, tf.int32], splittable_dims=token_dims,
-      grad_function=gradient, name="top_1")
+  experts: Sequence[mtf.Tensor]
+  weights: Sequence[mtf.Tensor]
+  wanted: Sequence[mtf.Tensor] | None = None
+  balance_loss: mtf.Tensor | None = None
+  gates: mtf.Tensor | None = None
 
 
-def auxiliary_losses(
-    balance_loss, router_logits, importance, hparams, train, num_microbatches):
-  """The losses of a router as its `Routing` has them.
+@dataclasses.dataclass(frozen=True)
+class ExpertChoice:
+  """Whom each expert takes.
 
-  Args:
+  Attributes:
+    tokens: int32 [..., x, c], numbers of tokens in their group, -1 for none.
+    weights: float32 [..., x, c], the share of the expert in their results.
     balance_loss: a float32 scalar.
-    router_logits: float32 [..., s, x].
-    importance: an optional Tensor [..., s].
-    hparams: a `MoeHparams`.
-    train: a boolean; the z-loss is for training only.
-    num_microbatches: an optional integer, by which both losses are divided.
+    gates: as of `TokenChoice`.
+    sends_zero_weights: a boolean, whether a token moves whose weight is 0.
+    wanted: float32 [..., x], how many tokens wanted each expert, for the
+      records; None where tokens want nothing.
+  """
+
+  tokens: mtf.Tensor
+  weights: mtf.Tensor
+  balance_loss: mtf.Tensor
+  gates: mtf.Tensor | None = None
+  sends_zero_weights: bool = False
+  wanted: mtf.Tensor | None = None
+
+
+class Router:
+  """A router. `choose` has to be written, the others where they are needed.
+
+  Attributes:
+    needs_whole_sequences: whether it chooses among the tokens of whole
+      sequences, so that it cannot decode one position at a time.
+  """
+
+  needs_whole_sequences = False
+
+  def prepare_inputs(self, inputs: mtf.Tensor, settings, train: bool
+                     ) -> mtf.Tensor:
+    """Changes what the router sees, float32 [..., s, m]; words come after."""
+    del settings, train
+    return inputs
+
+  def prepare_logits(self, logits: mtf.Tensor, settings, train: bool
+                     ) -> mtf.Tensor:
+    """Changes the logits, float32 [..., s, x]."""
+    del settings, train
+    return logits
+
+  def choose(self, scores: Scores) -> TokenChoice | ExpertChoice:
+    """Chooses.
+
+    Args:
+      scores: a `Scores`.
+
+    Returns:
+      a `TokenChoice` or an `ExpertChoice`
+    """
+    raise NotImplementedError
+
+  def importance_below(self, settings, num_choices: int
+                       ) -> tuple[float, ...] | None:
+    """What each choice counts at the next level.
+
+    Args:
+      settings: those of the level.
+      num_choices: an integer, k.
+
+    Returns:
+      k numbers, 1 for a choice that counts in full there; or None for 1 where
+      the weight is above 0.5, else 0.5.
+    """
+    if settings.importance_below == "full":
+      return (1.0,) * num_choices
+    return (1.0,) + (0.5,) * (num_choices - 1)
+
+
+class _Function(Router):
+  """A router that is only a function."""
+
+  def __init__(self, function):
+    self._function = function
+
+  @property
+  def function(self):
+    return self._function
+
+  def choose(self, scores):
+    return self._function(scores)
+
+
+_routers: dict[str, Router] = {}
+
+
+def register(name: str) -> Callable[[Any], Any]:
+  """A decorator that makes a router known under a name.
+
+  Args:
+    name: an identifier, for gin (`MoE2D.moe_gating = "noisy_switch"`) and, at a
+      single level, for the router's variable ("noisy_switch_gating/kernel").
 
   Returns:
-    a float32 scalar, and another or None: balancing loss and weighted z-loss.
+    a function from a subclass or an instance of `Router`, or a function from
+    `Scores` to a choice, to the same.
+
+  Raises:
+    ValueError: if there is a router of this name, or if it is none.
   """
-  z_loss = None
-  if train and hparams.moe_z_loss is not None:
-    z_loss = hparams.moe_z_loss * losses.router_z_loss(
-        router_logits, router_logits.shape.dims[-1], importance)
-  if num_microbatches and num_microbatches > 1:
-    balance_loss /= num_microbatches
-    if z_loss is not None:
-      z_loss /= num_microbatches
-  return balance_loss, z_loss
+  if not (isinstance(name, str) and name.isidentifier()):
+    raise ValueError(
+        f"{name!r} is no name for a router: use a string of letters, digits "
+        'and underscores, as in @gating.register("noisy_switch").')
+
+  def add(router):
+    if name in _routers:
+      raise ValueError(
+          f"There is a router {name!r} already: register yours under another "
+          "name.")
+    if isinstance(router, type) and issubclass(router, Router):
+      _routers[name] = router()
+    elif isinstance(router, Router):
+      _routers[name] = router
+    elif callable(router) and not isinstance(router, type):
+      _routers[name] = _Function(router)
+    else:
+      raise ValueError(
+          f"{router!r} is no router: register a subclass of gating.Router, or "
+          "a function of gating.Scores.")
+    return router
+
+  return add
+
+
+def names() -> tuple[str, ...]:
+  """The names of all routers, in the order in which they were registered."""
+  return tuple(_routers)
+
+
+def find(given) -> Router:
+  """The router that is meant.
+
+  Args:
+    given: its name, a `Router` or a function from `Scores` to a choice.
+
+  Raises:
+    ValueError: if there is none of this name.
+  """
+  if isinstance(given, Router):
+    return given
+  if isinstance(given, str) and given in _routers:
+    return _routers[given]
+  if callable(given) and not isinstance(given, type):
+    return _Function(given)
+  raise knobs.Mistake(
+      "gating", given,
+      f"is not known. Choose one of: {', '.join(map(repr, names()))}; or "
+      "--module_import the file that registers it.")
+
+
+def name_of(given) -> str:
+  """What a router is called: its name, or that of its function or class."""
+  if isinstance(given, str):
+    return given
+  for name, known in _routers.items():
+    if known is given or getattr(known, "function", None) is given:
+      return name
+  name = getattr(given, "__name__", type(given).__name__)
+  return name if name.isidentifier() else "router"  # A lambda has none.
+
+
+def scope_name(given) -> str:
+  """What a router's variables are called where there is one level."""
+  return f"{name_of(given)}_gating"

@@ -4,7 +4,7 @@ Shapes: `s` is the group size, `x` the experts and `c` the capacity, after any
 number of batch dimensions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 
@@ -12,6 +12,7 @@ import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
 
 from mtf_moe import operations
+from mtf_moe import slots as slots_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +40,13 @@ class Choice:
 class Routing:
   """Where every token goes, and what steers the router there.
 
+  There are two views of it, which hold the same: dense tensors for movement by
+  matrix products (`combine_tensor`, `dispatch_tensor`), and slots for movement
+  by index (`slots`).
+
   Attributes:
-    choices: a `Choice` for each of the k experts a token may use, in order of
-      preference.
     experts_dim: the dimension x of the experts.
+    group_dim: the dimension s of the tokens in a group.
     capacity_dim: the dimension c of one expert's buffer.
     balance_loss: float32 scalar, the balancing losses, 1 for each at perfect
       balance.
@@ -50,21 +54,27 @@ class Routing:
     importance: a Tensor [..., s], 0 for padding, or None where all tokens count
       in full.
     z_loss: float32 scalar, the router z-loss times its own weight, or None.
-    first_choice_above: a float. A choice of a larger weight is its token's
-      first, which a level below may give two experts again.
   """
 
-  choices: tuple[Choice, ...]
   experts_dim: mtf.Dimension
+  group_dim: mtf.Dimension
   capacity_dim: mtf.Dimension
   balance_loss: mtf.Tensor
   gates: mtf.Tensor
   importance: mtf.Tensor | None = None
   z_loss: mtf.Tensor | None = None
-  first_choice_above: float = 0.5
 
-  def combine_tensor(self, dtype):
-    """The dense view: each token's weight at the slot that it occupies.
+  @property
+  def batch_dims(self) -> list[mtf.Dimension]:
+    return self.gates.shape.dims[:-2]
+
+  @property
+  def slot_dims(self) -> list[mtf.Dimension]:
+    """[x, <batch dims>, c]."""
+    return [self.experts_dim, *self.batch_dims, self.capacity_dim]
+
+  def combine_tensor(self, dtype) -> mtf.Tensor:
+    """The dense view: each token's weight at the slots that it occupies.
 
     Args:
       dtype: a tf.DType, that of the layer's activations.
@@ -72,6 +82,77 @@ class Routing:
     Returns:
       a Tensor of that type, [..., s, x, c], nearly all zeros.
     """
+    raise NotImplementedError
+
+  def dispatch_tensor(self, combine_tensor: mtf.Tensor) -> mtf.Tensor:
+    """The dense view of which token occupies which slot.
+
+    Taken from the combine tensor in its own type: a weight that is zero there
+    keeps its slot, but nothing is sent to it. No gradient flows through.
+
+    Args:
+      combine_tensor: a Tensor [..., s, x, c].
+
+    Returns:
+      a Tensor of zeros and ones with the same shape and type.
+    """
+    return mtf.cast(mtf.not_equal(combine_tensor, 0), combine_tensor.dtype)
+
+  def slots(self, dtype) -> tuple[slots_lib.SlotTable, mtf.Tensor]:
+    """The view by slot.
+
+    Args:
+      dtype: a tf.DType, that of the layer's activations.
+
+    Returns:
+      a `SlotTable`, and the weights of the tokens in its slots, of that type,
+      [x, <batch dims>, c], 0 in an empty one.
+    """
+    raise NotImplementedError
+
+  def slot_importance(self, weights: mtf.Tensor,
+                      in_slots: Callable[["Routing"], mtf.Tensor]
+                      ) -> mtf.Tensor:
+    """How much a slot's token matters to the next level.
+
+    Args:
+      weights: a Tensor [x, <batch dims>, c], those of the tokens in the slots.
+      in_slots: finds the weights of another routing in the same way.
+
+    Returns:
+      float32 [x, <batch dims>, c], 1 if a token there may use as many experts
+      as any, less if it is there by a later choice, 0 if the slot is empty.
+    """
+    raise NotImplementedError
+
+  def total_weights(self) -> mtf.Tensor:
+    """The sum of each token's weights, 0 where no expert took it: [..., s]."""
+    raise NotImplementedError
+
+  def demand(self) -> mtf.Tensor:
+    """How many tokens wanted each expert, before any was dropped: [..., x]."""
+    raise NotImplementedError
+
+  def tally(self) -> dict[str, mtf.Tensor]:
+    """What became of choices, by name: counts, float32 scalars."""
+    raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenRouting(Routing):
+  """Tokens have chosen experts.
+
+  Attributes:
+    choices: a `Choice` for each of the k experts a token may use, in order of
+      preference.
+    importance_below: what each choice counts at the next level, or None for 1
+      where the weight is above 0.5, else 0.5.
+  """
+
+  choices: tuple[Choice, ...] = ()
+  importance_below: tuple[float, ...] | None = None
+
+  def combine_tensor(self, dtype):
     weights = [
         choice.weight
         * mtf.one_hot(choice.expert, self.experts_dim)
@@ -79,20 +160,122 @@ class Routing:
         for choice in self.choices]  # k times [..., s, x, c]
     return mtf.cast(mtf.add_n(weights), dtype)
 
+  def slots(self, dtype):
+    # A weight that is zero in this type keeps its slot, but nothing is sent.
+    weights = mtf.cast(mtf.stack(
+        [choice.weight for choice in self.choices], "choices"),
+        dtype)  # [k, <batch dims>, s]
+    table = slots_lib.SlotTable.of(
+        [choice.expert for choice in self.choices],
+        [choice.position for choice in self.choices], weights,
+        self.experts_dim, self.capacity_dim)
+    return table, slots_lib.weights_in_slots(table, weights)
 
-def dispatch_tensor(combine_tensor):
-  """The dense view of which token occupies which slot.
+  def slot_importance(self, weights, in_slots):
+    used = mtf.to_float(mtf.greater(weights, 0.0))
+    if self.importance_below is None:
+      return 0.5 * (mtf.to_float(mtf.greater(weights, 0.5)) + used)
+    if set(self.importance_below) == {1.0}:
+      return used
+    return in_slots(dataclasses.replace(self, choices=tuple(
+        dataclasses.replace(choice, weight=value * mtf.to_float(
+            mtf.not_equal(mtf.cast(choice.weight, weights.dtype), 0)))
+        for choice, value in zip(self.choices, self.importance_below))))
 
-  Taken from the combine tensor in its own type: a weight that is zero there
-  keeps its slot, but nothing is sent to it. No gradient flows through.
+  def total_weights(self):
+    return mtf.add_n([choice.weight for choice in self.choices])
 
-  Args:
-    combine_tensor: a Tensor [..., s, x, c].
+  def demand(self):
+    return mtf.add_n([choice.demand for choice in self.choices])
 
-  Returns:
-    a Tensor of zeros and ones with the same shape and type.
+  def tally(self):
+    entries = {}
+    used = _num_used(self)
+    for number, choice in enumerate(self.choices, 1):
+      wanted = mtf.reduce_sum(choice.demand)
+      kept = mtf.reduce_sum(choice.load)
+      entries[f"choices_{number}/kept"] = kept
+      entries[f"choices_{number}/dropped"] = wanted - kept
+      if number > 1:
+        entries[f"choices_{number}/refused"] = used - wanted
+    return entries
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertRouting(Routing):
+  """Experts have chosen tokens.
+
+  Attributes:
+    tokens: int32 [..., x, c], numbers of tokens in their group, -1 for none.
+    weights: float32 [..., x, c].
+    sends_zero_weights: a boolean, whether a token moves whose weight is 0.
+    wanted: float32 [..., x], how many tokens wanted each expert, or None where
+      tokens want nothing.
   """
-  return mtf.cast(mtf.not_equal(combine_tensor, 0), combine_tensor.dtype)
+
+  tokens: mtf.Tensor | None = None
+  weights: mtf.Tensor | None = None
+  sends_zero_weights: bool = False
+  wanted: mtf.Tensor | None = None
+
+  def combine_tensor(self, dtype):
+    in_slots = self.weights * mtf.one_hot(self.tokens, self.group_dim)
+    return mtf.cast(
+        mtf.transpose(in_slots, [*self.gates.shape.dims, self.capacity_dim]),
+        dtype)
+
+  def dispatch_tensor(self, combine_tensor):
+    if not self.sends_zero_weights:
+      return super().dispatch_tensor(combine_tensor)
+    return mtf.transpose(
+        mtf.one_hot(self.tokens, self.group_dim, dtype=combine_tensor.dtype),
+        combine_tensor.shape)
+
+  def slots(self, dtype):
+    weights = mtf.transpose(
+        mtf.cast(self.weights, dtype), self.slot_dims)
+    tokens = mtf.transpose(self.tokens, self.slot_dims)
+    if not self.sends_zero_weights:
+      tokens = mtf.where(mtf.not_equal(weights, 0), tokens, -1)
+    return slots_lib.SlotTable.of_tokens(tokens, self.group_dim), weights
+
+  def slot_importance(self, weights, in_slots):
+    return mtf.to_float(mtf.greater(weights, 0.0))
+
+  def total_weights(self):
+    return mtf.reduce_sum(
+        self.weights * mtf.one_hot(self.tokens, self.group_dim),
+        output_shape=self.gates.shape.dims[:-1])
+
+  def demand(self):
+    if self.wanted is not None:
+      return self.wanted
+    return mtf.reduce_sum(
+        self._filled(), reduced_dim=self.capacity_dim)  # [..., x]
+
+  def tally(self):
+    kept = mtf.reduce_sum(self._filled())
+    entries = {"choices_1/kept": kept}
+    if self.wanted is not None:
+      entries["choices_1/dropped"] = mtf.reduce_sum(self.wanted) - kept
+    return entries
+
+  def _filled(self):
+    return mtf.to_float(mtf.greater(self.weights, 0.0))
+
+
+def _num_used(routed: Routing) -> mtf.Tensor:
+  """How many tokens are no padding, a float32 scalar."""
+  return mtf.reduce_sum(
+      mtf.to_float(mtf.greater(importance(routed), 0.0)))
+
+
+def importance(routed: Routing) -> mtf.Tensor:
+  """The importance of every token, [..., s]."""
+  if routed.importance is not None:
+    return routed.importance
+  gates = routed.gates
+  return mtf.ones(gates.mesh, gates.shape.dims[:-1], gates.dtype)
 
 
 def fill_buffers(

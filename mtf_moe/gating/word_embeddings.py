@@ -2,6 +2,7 @@
 
 import mesh_tensorflow as mtf
 
+from mtf_moe import knobs
 from mtf_moe import operations
 
 
@@ -22,10 +23,9 @@ def add_to_gate_inputs(gate_inputs, token_embeddings, mode):
     ValueError: if there are no embeddings.
   """
   if token_embeddings is None:
-    raise ValueError(
-        f"MoE2D.word_embed_mode = {mode!r} needs word embeddings, and the "
-        "caller passed none: pass token_embeddings, or set "
-        "MoE2D.word_embed_mode = None.")
+    raise knobs.Mistake("word_embed_mode", mode, (
+        "needs word embeddings, and the caller passed none: pass "
+        "token_embeddings, or set it to None."))
   embeddings = mtf.to_float(token_embeddings)
   if mode.endswith("_stop_grad"):
     embeddings = operations.stop_gradient(embeddings)

@@ -14,12 +14,11 @@ from absl import flags
 import tabulate
 import tensorflow.compat.v1 as tf
 
-from mtf_moe import levels
 from mtf_moe.plan import planning
 from mtf_moe.run import config_files
+from mtf_moe.run import console
 from mtf_moe.run import mistakes
 from mtf_moe.run.configured_model import ConfiguredModel
-from mtf_moe.train import console
 
 FLAGS = flags.FLAGS
 
@@ -38,7 +37,8 @@ _IMPORTS = [f"import mtf_moe.train.{module}" for module in (
 # What a plan does not need, or would have no part in a run: the text, and
 # summaries, which a TPU leaves out unless it is asked for them.
 _OVERRIDES = ["run.perplexity_eval_steps = None", "run.mode = 'train'",
-              "MoE2D.summaries = False"]
+              *(f"{layer}.summaries = False"
+                for layer in ("MoE1D", "MoE2D", "MoE"))]
 
 
 @mistakes.told(_PROGRAM)
@@ -73,7 +73,7 @@ def _ranking(plans):
           "TFLOP it computes", "warnings"], disable_numparse=True),
       "", "in a training step, with tpu_estimator_model_fn.outer_batch_size as "
       "large as the mesh dimension `outer` and",
-      f'run.layout_rules = "{levels.CANONICAL_LAYOUT}"'])
+      f'run.layout_rules = "{planning.CANONICAL_LAYOUT}"'])
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
 """The sizes of the mixtures in a model, and how well balanced tokens fit them.
 """
 
+from collections.abc import Sequence
 import dataclasses
+import fractions
+import itertools
 import math
 
 import mesh_tensorflow as mtf
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from mtf_moe import gating
 from mtf_moe import layer
-from mtf_moe import levels
 from mtf_moe import monitoring
-from mtf_moe import transformer_layers
-from mtf_moe.plan import step as step_lib
+from mtf_moe.layer_records import LayerRecord
 
 # Of the tokens whose routing is tried out, as many as make these groups at the
 # first level, or the fewest that fill a group at the second.
@@ -24,20 +26,26 @@ class LevelSizes:
   """One level of a mixture.
 
   Attributes:
+    name: such as "outer".
+    router: its name.
     experts: x, or y of each x.
-    groups: in a microbatch, on all cores; of each x at the second level.
+    groups: in a microbatch, on all cores; of each expert of the level above.
     group_size: s or t.
     capacity: c or d.
     asked_factor: the capacity factor that was asked for.
     asked_group_size: the group size that was asked for.
+    least_capacity: the fewest slots that were asked for.
   """
 
+  name: str
+  router: str
   experts: int
   groups: int
   group_size: int
   capacity: int
   asked_factor: float
   asked_group_size: int
+  least_capacity: int
 
   @property
   def group_size_text(self) -> str:
@@ -58,7 +66,7 @@ class Balanced:
 
   Attributes:
     empty_slots: of the slots of the experts' buffers, which are those of the
-      second level.
+      last level.
     lost_tokens: of the tokens, those that reach no expert.
     experts_per_token: how many a token reaches, on average.
   """
@@ -74,117 +82,105 @@ class Mixture:
 
   Attributes:
     layers: the names of the layers.
-    outer: the first level.
-    inner: the second level.
+    levels: their levels.
     balanced: what balanced routing would make of it.
     slots_per_token: that the experts compute, in training.
     slots_per_token_in_use: where the model scores, decodes or is exported.
   """
 
   layers: tuple[str, ...]
-  outer: LevelSizes
-  inner: LevelSizes
+  levels: tuple[LevelSizes, ...]
   balanced: Balanced
   slots_per_token: float
   slots_per_token_in_use: float
 
+  @property
+  def num_experts(self) -> int:
+    """In each of the layers."""
+    return math.prod(level.experts for level in self.levels)
 
-def find(step: step_lib.LoweredStep) -> list[Mixture]:
+
+def find(records: Sequence[LayerRecord]) -> list[Mixture]:
   """The mixtures of a model, those of the same sizes together.
 
-  They have the parameters that gin gives MoE2D outside of all scopes.
-
   Args:
-    step: a `LoweredStep`.
+    records: those of its graph.
 
   Returns:
     a list of `Mixture`s
   """
-  hparams = transformer_layers.MoE2D().hparams
-  by_levels = {}
-  for variable in step.model_variables:
-    name, is_router, _ = variable.name.partition("/outer_gating/kernel")
-    if is_router:
-      outer, inner = _levels(step.configured, name, hparams, train=True)
-      in_use = _slots_per_token(*_levels(
-          step.configured, name, hparams.for_inference(), train=False))
-      by_levels.setdefault(
-          (outer.group_size, outer.groups, inner.group_size, inner.groups),
-          (outer, inner, in_use, []))[-1].append(name)
+  alike = {}
+  for record in records:
+    alike.setdefault(
+        (_sizes(record.levels), repr(record.hparams)), []).append(record)
   return [
       Mixture(
-          tuple(names),
-          _sizes(outer, outer.batch_dims[0].size,
-                 hparams.capacity_factor(train=True), hparams),
-          _sizes(inner, 1, hparams.moe_capacity_factor_second_level, hparams),
-          balanced(outer, inner, hparams),
-          _slots_per_token(outer, inner), in_use)
-      for outer, inner, in_use, names in by_levels.values()]
+          tuple(record.scope for record in same), sizes,
+          balanced(same[0].levels, same[0].hparams),
+          _slots_per_token(same[0].levels), _slots_per_token(same[0].in_use()))
+      for (sizes, _), same in alike.items()]
 
 
-def _slots_per_token(outer, inner):
-  slots = (inner.batch_dims[0].size * inner.groups.size * inner.experts.size
-           * inner.capacity.size)
-  return slots / math.prod(dim.size for dim in outer.token_dims)
+def _slots_per_token(levels):
+  last = levels[-1]
+  slots = math.prod(dim.size for dim in (
+      *last.expert_dims, *last.outer_dims, last.groups, last.capacity))
+  return slots / math.prod(dim.size for dim in levels[0].token_dims)
 
 
-def _levels(configured, layer_name, hparams, train):
-  """Both levels of a layer, as it makes them in a microbatch."""
-  feature = "inputs" if layer_name.startswith("encoder") else "targets"
-  mesh = levels.MeshSplit(configured.layout, configured.mesh_shape)
-  dims = configured.microbatch_dims
-  if len(dims) == 1:
-    dims = [mesh.inserted_outer_batch(), *dims]
-  length = mtf.Dimension("length", configured.lengths[feature])
-  return levels.two_levels(*dims, length, hparams, train, mesh)
+def _sizes(levels):
+  return tuple(
+      LevelSizes(
+          level.names.level, gating.name_of(level.settings.router),
+          level.experts.size,
+          math.prod(dim.size for dim in (*level.outer_dims, level.groups)),
+          level.group_size.size, level.capacity.size,
+          level.settings.capacity_factor(train=True),
+          level.settings.group_size, level.settings.min_expert_capacity)
+      for level in levels)
 
 
-def _sizes(level, num_batches, factor, hparams):
-  return LevelSizes(
-      level.experts.size, num_batches * level.groups.size,
-      level.group_size.size, level.capacity.size, factor,
-      hparams.moe_group_size)
-
-
-def balanced(outer, inner, hparams) -> Balanced:
+def balanced(levels, hparams) -> Balanced:
   """Routes random tokens, whose gates favour no expert, with the real layer.
 
   Logits are normal with a variance of 1, which matters to policies that look
   at the second gate.
 
   Args:
-    outer: the `Level` of groups of experts; its groups may be fewer here.
-    inner: the `Level` of experts.
-    hparams: a `MoeHparams`.
+    levels: the `SizedLevel`s of the layer; their groups may be fewer here.
+    hparams: its `MoeHparams`.
 
   Returns:
     a `Balanced`
   """
-  outer, inner = _some_groups(outer, inner)
-  x, y = outer.experts_unsplit, inner.experts_unsplit
-  # Tokens are their own logits, those of the outer router and those of all
-  # inner ones.
-  depth = mtf.Dimension("logits", x.size + y.size)
-  kernels = {
-      "outer_gating/kernel": np.eye(depth.size, x.size),
-      "inner_gating/kernel": np.broadcast_to(
-          np.eye(depth.size, y.size, -x.size), [x.size, depth.size, y.size])}
+  levels = _some_groups(levels)
+  # Tokens are their own logits, those of the routers of all levels.
+  depth = mtf.Dimension(
+      "logits", sum(level.experts.size for level in levels))
+  kernels, first = {}, 0
+  for level in levels:
+    name = level.names.router or gating.scope_name(level.settings.router)
+    above = [dim.size for dim in level.experts_above]
+    kernels[f"{name}/kernel"] = np.broadcast_to(
+        np.eye(depth.size, level.experts.size, -first),
+        [*above, depth.size, level.experts.size])
+    first += level.experts.size
   with tf.Graph().as_default():
     tf.set_random_seed(0)
     graph = mtf.Graph()
     mesh = mtf.Mesh(graph, "balanced")
-    shape = mtf.Shape(outer.token_dims + [depth])
+    shape = mtf.Shape(levels[0].token_dims + [depth])
     tokens = mtf.import_tf_tensor(
         mesh, tf.random.normal(shape.to_integer_list), shape)
-    share = mtf.Dimension("share", 1)
     mixture = layer.Mixture(
-        outer, inner, share,
-        dataclasses.replace(hparams, moe_dispatch="index",
-                            moe_word_embed_mode=None),
+        mtf.Dimension("share", 1),
+        dataclasses.replace(hparams, moe_dispatch="index"),
         True, mtf.VariableDType(), mtf.VariableDType(), None, _ones)
-    outputs, (_, routed) = mixture.first_level(
-        tokens, mtf.ones(mesh, mtf.Shape(outer.token_dims)), None)
-    counts = monitoring.ledger(routed)
+    (outputs,), routings = mixture(
+        [dataclasses.replace(level, settings=dataclasses.replace(
+            level.settings, word_embed_mode=None)) for level in levels],
+        tokens, mtf.ones(mesh, mtf.Shape(levels[0].token_dims)), None)
+    counts = monitoring.ledger(routings[-1])
     lost = mtf.reduce_mean(mtf.to_float(mtf.equal(outputs, 0.0)))
     lowering = mtf.Lowering(graph, {mesh: _one_slice()}, autostack=False)
     fetches = [lowering.export_to_tf_tensor(t) for t in (
@@ -192,7 +188,9 @@ def balanced(outer, inner, hparams) -> Balanced:
     with tf.Session() as session:
       session.run(tf.global_variables_initializer())
       for variable in tf.global_variables():
-        variable.load(kernels[variable.op.name], session)
+        # Routers may have others, which stay as they begin.
+        if (kernel := kernels.get(variable.op.name)) is not None:
+          variable.load(kernel.reshape(variable.shape), session)
       session.run(lowering.copy_masters_to_slices())
       empty, slots, lost = session.run(fetches)
   num_tokens = shape.size / depth.size
@@ -200,17 +198,26 @@ def balanced(outer, inner, hparams) -> Balanced:
       float(empty / slots), float(lost), float((slots - empty) / num_tokens))
 
 
-def _some_groups(outer, inner):
-  """The same levels with fewer groups, of one outer batch."""
-  fill_inner = inner.group_size.size // math.gcd(
-      inner.group_size.size, outer.capacity.size)
-  num_groups = fill_inner * -(-_GROUPS // fill_inner)
-  groups = mtf.Dimension(outer.groups.name, num_groups)
-  one = mtf.Dimension(outer.batch_dims[0].name, 1)
-  num_inner = num_groups * outer.capacity.size // inner.group_size.size
-  return (dataclasses.replace(outer, batch_dims=[one], groups=groups),
-          dataclasses.replace(
-              inner, groups=mtf.Dimension(inner.groups.name, num_inner)))
+def _some_groups(levels):
+  """The same levels with fewer groups, of batches of one.
+
+  There are as many as make whole groups at every level.
+  """
+  # Groups of a level for each group of the first one.
+  ratios = [fractions.Fraction(1)]
+  for before, level in itertools.pairwise(levels):
+    ratios.append(
+        ratios[-1] * before.capacity.size / level.group_size.size)
+  whole = math.lcm(*(ratio.denominator for ratio in ratios))
+  first = whole * -(-_GROUPS // whole)
+  return [
+      dataclasses.replace(
+          level,
+          outer_dims=[mtf.Dimension(dim.name, 1) for dim in level.outer_dims],
+          groups=mtf.Dimension(level.groups.name, int(first * ratio)),
+          groups_unsplit=mtf.Dimension(
+              level.groups_unsplit.name, int(first * ratio)))
+      for level, ratio in zip(levels, ratios)]
 
 
 def _ones(inputs, output_dim, *unused_args):

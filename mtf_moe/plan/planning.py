@@ -5,14 +5,17 @@ from collections.abc import Iterator
 import mesh_tensorflow as mtf
 import tqdm
 
+from mtf_moe import layer_records
 from mtf_moe import levels
-from mtf_moe import transformer_layers
 from mtf_moe.plan import costs
 from mtf_moe.plan import linter
 from mtf_moe.plan import mixtures
 from mtf_moe.plan import report
 from mtf_moe.plan import step
 from mtf_moe.run.configured_model import ConfiguredModel
+
+# On the meshes that are suggested.
+CANONICAL_LAYOUT = levels.canonical_layout(2, ["outer", "batch"])
 
 
 def make(configured: ConfiguredModel, strict: bool = False) -> report.Plan:
@@ -35,16 +38,15 @@ def make(configured: ConfiguredModel, strict: bool = False) -> report.Plan:
            for name in t.shape.dimension_names}
   if strict and (wrong := linter.rules_for_nothing(configured.rules, names)):
     raise ValueError(wrong[0])
-  counted, found = costs.count(lowered), mixtures.find(lowered)
+  records = layer_records.of(lowered.graph)
+  counted, found = costs.count(lowered), mixtures.find(records)
   return report.Plan(
       mesh_shape=",".join(
           f"{dim.name}:{dim.size}" for dim in configured.mesh_shape.dims),
       layout_rules=",".join(
           f"{dim}:{axis}" for dim, axis in configured.rules.items()),
       costs=counted, mixtures=found,
-      findings=linter.check(
-          configured, found, counted, transformer_layers.MoE2D().hparams,
-          names))
+      findings=linter.check(configured, records, found, counted, names))
 
 
 def alternatives(cores: int) -> Iterator[str]:
@@ -80,7 +82,7 @@ def suggest(cores: int) -> list[report.Plan]:
     outer = mtf.convert_to_shape(mesh_shape).get_dim_by_name("outer").size
     try:
       plans.append(make(ConfiguredModel.from_gin(
-          mesh_shape, levels.CANONICAL_LAYOUT, outer_batch_size=outer)))
+          mesh_shape, CANONICAL_LAYOUT, outer_batch_size=outer)))
     except ValueError as error:
       refused.append(f"{mesh_shape}: {error}")
   if not plans:

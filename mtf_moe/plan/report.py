@@ -32,8 +32,7 @@ class Plan:
     """Those that a token meets on average, if routing is balanced."""
     costs = self.costs
     experts = sum(
-        len(m.layers) * m.outer.experts * m.inner.experts
-        for m in self.mixtures)
+        len(m.layers) * m.num_experts for m in self.mixtures)
     met = sum(len(m.layers) * m.balanced.experts_per_token
               for m in self.mixtures)
     dense = costs.total_parameters - costs.expert_parameters
@@ -99,22 +98,21 @@ class Plan:
 
 def _mixture_text(mixture):
   rows = [
-      [name, s.groups, s.group_size_text, s.experts, s.capacity,
-       f"{s.asked_factor:g}", f"{s.real_factor:.3g}"]
-      for name, s in (("outer", mixture.outer), ("inner", mixture.inner))]
+      [s.name, s.router, s.groups, s.group_size_text, s.experts, s.capacity,
+       f"{s.asked_factor:g}", f"{s.real_factor:.3g}"] for s in mixture.levels]
   first, *others = mixture.layers
   balanced = mixture.balanced
   return "\n".join([
       f"mixture in {first}" + (
           f" and {len(others)} more layers" if others else ""),
-      _table(rows, ["level", "groups", "tokens in one", "experts", "slots each",
-                    "factor asked for", "in effect"]),
+      _table(rows, ["level", "router", "groups", "tokens in one", "experts",
+                    "slots each", "factor asked for", "in effect"]),
       f"if balanced: a token reaches {balanced.experts_per_token:.2f} experts "
       f"on average, {balanced.lost_tokens:.1%} of them reach none; "
       f"{balanced.empty_slots:.1%} of experts' slots stay empty",
       f"experts compute {mixture.slots_per_token:.3g} slots for each token in "
       f"training, and {mixture.slots_per_token_in_use:.3g} in scoring, "
-      "decoding and export (MoE2D.dropless_inference)"])
+      "decoding and export (dropless_inference)"])
 
 
 def _table(rows, headers=()):

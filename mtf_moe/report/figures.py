@@ -79,7 +79,7 @@ def lines(layers: Sequence[mixtures.Layer], level_name: str, metric: str,
 
   Args:
     layers: the mixtures.
-    level_name: "outer" or "inner".
+    level_name: such as "outer".
     metric: such as "load/max_over_mean".
     y_title: of the axis, with the unit.
     reference: a value to compare with, and what it is.
@@ -87,12 +87,12 @@ def lines(layers: Sequence[mixtures.Layer], level_name: str, metric: str,
   Returns:
     a figure, or None where the metric was not recorded
   """
-  shown = [layer for layer in layers if metric in layer.levels[level_name]]
+  shown = [(layer, level) for layer in layers
+           if (level := layer.level(level_name)) and metric in level]
   if not shown:
     return None
   figure = _figure("training step", y_title)
-  for number, layer in enumerate(shown):
-    level = layer.levels[level_name]
+  for number, (layer, level) in enumerate(shown):
     steps, values = _means(level.steps, level[metric])
     figure.add_scatter(
         x=steps.tolist(), y=_numbers(values, 4),
@@ -101,7 +101,7 @@ def lines(layers: Sequence[mixtures.Layer], level_name: str, metric: str,
                   dash=_DASHES[number % len(_DASHES)]))
   if reference:
     value, what = reference
-    steps = shown[0].levels[level_name].steps
+    steps = shown[0][1].steps
     figure.add_scatter(
         x=[int(steps[0]), int(steps[-1])], y=[value, value], name=what,
         mode="lines", line=dict(color="#8A8A8A", width=1))
@@ -143,35 +143,67 @@ def stack(whole: ledger.Whole, unit: str) -> go.Figure:
 def loads(level: mixtures.Level) -> tuple[go.Figure, list, list] | None:
   """The loads of the experts of a level, as a heat map for each of some steps.
 
+  A column is a group of experts of the first level, and its experts are in the
+  rows, however many levels they are below it. With one level, experts are in
+  one row.
+
   Args:
-    level: the second level.
+    level: the last level.
 
   Returns:
-    (figure of the last step, steps, [y, x] loads of each of these steps), or
+    (figure of the last step, steps, rows of loads at each of these steps), or
     None where the loads were not recorded
   """
   recorded = level.relative_loads()
-  if recorded is None or recorded.ndim != 3:
+  if recorded is None:
     return None
   chosen = np.unique(np.linspace(
       0, len(level.steps) - 1, _MOST_STEPS_OF_LOADS).round().astype(int))
-  frames = [[_numbers(row, 2) for row in loads_at.T]
+  _, *shape = recorded.shape
+  frames = [[_numbers(row, 2) for row in _in_rows(loads_at)]
             for loads_at in recorded[chosen]]
-  size_x, size_y = recorded.shape[1:]
-  figure = _figure("x: the group of experts", "y: the expert in it")
+  experts = np.array(  # Their names, where their loads are.
+      [", ".join(map(str, index)) for index in np.ndindex(*shape)])
+  names = _in_rows(experts.reshape(shape)).tolist()
+  size_x, size_y = len(names[0]), len(names)
+  figure = _figure(*_axes_of_loads(len(shape)))
   figure.add_heatmap(
       z=frames[-1], x=list(range(size_x)), y=list(range(size_y)),
-      zmin=0, zmax=2, colorscale=_LOADS, showscale=False, xgap=2,
-      ygap=2, texttemplate="%{z:.1f}" if size_x <= 8 else None,
+      customdata=names, zmin=0, zmax=2, colorscale=_LOADS, showscale=False,
+      xgap=2, ygap=2,
+      texttemplate="%{z:.1f}" if size_x <= 8 and size_y <= 16 else None,
       textfont=dict(size=12),  # Plotly chooses black or white.
-      hovertemplate="expert %{x}, %{y}: %{z:.2f} of an even share"
+      hovertemplate="expert %{customdata}: %{z:.2f} of an even share"
                     "<extra></extra>")
   for update, size in (
       (figure.update_xaxes, size_x), (figure.update_yaxes, size_y)):
     update(showgrid=False, fixedrange=True, rangemode="normal",
            tickmode="linear", dtick=max(1, size // 8), range=[-0.5, size - 0.5])
+  if len(shape) == 1:
+    figure.update_yaxes(showticklabels=False)
+  elif len(shape) > 2:
+    rows = np.arange(0, size_y, max(1, size_y // 8))
+    figure.update_yaxes(
+        tickmode="array", tickvals=rows.tolist(),
+        ticktext=[names[row][0].split(", ", 1)[1] for row in rows])
   figure.update_layout(showlegend=False)
   return figure, level.steps[chosen].tolist(), frames
+
+
+def _in_rows(values):
+  """An array [x], [x, y], [x, y, ...] as rows: [1, x], [y, x], [y ..., x]."""
+  if values.ndim == 1:
+    return values[np.newaxis]
+  return values.reshape(len(values), -1).T
+
+
+def _axes_of_loads(num_levels):
+  """What columns and rows are."""
+  if num_levels == 1:
+    return "the expert", ""
+  if num_levels == 2:
+    return "x: the group of experts", "y: the expert in it"
+  return "the group of experts of level one", "below it, level by level"
 
 
 def _legend(name):

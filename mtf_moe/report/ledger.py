@@ -42,7 +42,7 @@ class Whole:
     return [part.counts / np.maximum(self.counts, 1) for part in self.parts]
 
 
-def choices(outer: mixtures.Level) -> Whole:
+def choices(level: mixtures.Level) -> Whole:
   """Level one: all choices of all tokens, two for each with `top_2`.
 
   Padding counts as often as a token does. A token that is there with a part of
@@ -50,53 +50,74 @@ def choices(outer: mixtures.Level) -> Whole:
   transformer, and such choices are counted as padding.
 
   Args:
-    outer: the first level.
+    level: the first level.
 
   Returns:
-    a `Whole`
+    a `Whole`; of tokens, where it is the experts that choose
   """
-  others = _numbers_of_other_choices(outer)
+  if not has_choices(level):
+    return Whole(level.steps, level["tokens"], [
+        *_taken_or_not(level), Part(
+            "padding", "padding", level["tokens/padding"])])
+  others = range(2, number_of_choices(level) + 1)
+  which = "second choice" if len(others) < 2 else "later choices"
 
   def of_others(metric):
-    return sum((outer[f"choices_{n}/{metric}"] for n in others),
-               np.zeros(len(outer.steps)))
+    return sum((level[f"choices_{n}/{metric}"] for n in others),
+               np.zeros(len(level.steps)))
 
-  whole = (1 + len(others)) * outer["tokens"]
+  whole = (1 + len(others)) * level["tokens"]
   parts = [
-      Part("kept, first choice", "first", outer["choices_1/kept"]),
-      Part("kept, second choice", "second", of_others("kept")),
+      Part("kept, first choice", "first", level["choices_1/kept"]),
+      Part(f"kept, {which}", "second", of_others("kept")),
       Part("dropped, first choice", "dropped_first",
-           outer["choices_1/dropped"]),
-      Part("dropped, second choice", "dropped_second", of_others("dropped")),
+           level["choices_1/dropped"]),
+      Part(f"dropped, {which}", "dropped_second", of_others("dropped")),
       Part("refused by policy", "refused", of_others("refused")),
-      Part("padding", "padding", (1 + len(others)) * outer["tokens/padding"]
-           + outer["tokens/partial"])]
-  return Whole(outer.steps, whole, parts)
+      Part("padding", "padding", (1 + len(others)) * level["tokens/padding"]
+           + level["tokens/partial"])]
+  return Whole(level.steps, whole, parts)
 
 
-def arrived(inner: mixtures.Level) -> Whole:
-  """Level two: the tokens that arrive there, by whether an expert takes them.
+def arrived(level: mixtures.Level) -> Whole:
+  """Level two and below: what arrives there, by whether an expert takes it.
 
-  They are the choices that were kept at level one: a token that reaches two
+  Those are the choices that were kept one level above: a token that reaches two
   groups arrives twice.
 
   Args:
-    inner: the second level.
+    level: any level but the first.
 
   Returns:
     a `Whole`
   """
-  by_first = inner["choices_1/kept"]
-  lost = inner["tokens/lost"]
-  return Whole(inner.steps, inner.used, [
+  if not has_choices(level):
+    return Whole(level.steps, level.used, _taken_or_not(level))
+  which = ("second choice" if number_of_choices(level) < 3 else
+           "later choices")
+  by_first = level["choices_1/kept"]
+  lost = level["tokens/lost"]
+  return Whole(level.steps, level.used, [
       Part("taken by the first choice", "first", by_first),
-      Part("taken by the second choice only", "second",
-           inner.used - lost - by_first),
+      Part(f"taken by the {which} only", "second",
+           level.used - lost - by_first),
       Part("dropped: no expert had room", "dropped_first", lost)])
 
 
-def _numbers_of_other_choices(level):
-  numbers = []
-  while f"choices_{len(numbers) + 2}/kept" in level:
-    numbers.append(len(numbers) + 2)
-  return numbers
+def has_choices(level: mixtures.Level) -> bool:
+  """Whether tokens choose: else nothing tells what they would have wanted."""
+  return "choices_1/dropped" in level
+
+
+def number_of_choices(level: mixtures.Level) -> int:
+  """How many a token has, at most."""
+  number = 1
+  while f"choices_{number + 1}/kept" in level:
+    number += 1
+  return number
+
+
+def _taken_or_not(level):
+  lost = level["tokens/lost"]
+  return [Part("taken by an expert", "first", level.used - lost),
+          Part("taken by no expert", "dropped_first", lost)]

@@ -1,7 +1,7 @@
 """The mixtures of a run over time, from the tags that training records.
 
-The tags, and the sums that hold between the counts, are those of
-mtf_moe/monitoring.py. Those that are not known here are left alone.
+The tags are those of `mtf_moe.tags`; the sums that hold between the counts are
+those of mtf_moe/monitoring.py. Those that are not known here are left alone.
 """
 
 from collections.abc import Sequence
@@ -10,13 +10,14 @@ import re
 
 import numpy as np
 
+from mtf_moe import levels as levels_lib
+from mtf_moe import tags
+from mtf_moe.report import older_runs
 from mtf_moe.report import runs
+from mtf_moe.run.layer_facts import LayerFacts
+from mtf_moe.run.layer_facts import LevelFacts
+from mtf_moe.run.layer_facts import Parameter
 
-OUTER, INNER = "outer", "inner"
-LEVEL_TITLES = {OUTER: "level one (outer)", INNER: "level two (inner)"}
-
-_TAG = re.compile(
-    r"moe/(?:(?P<layer>.+?)/)?(?P<level>outer|inner)/(?P<metric>.+)")
 _PLACE = re.compile(r"(block_\d+/layer_\d+)")
 _STACKS = {"encoder": "encoder ", "decoder": "decoder "}
 
@@ -29,7 +30,7 @@ class Level:
   """One level of a mixture.
 
   Attributes:
-    name: "outer" or "inner".
+    name: such as "outer".
     steps: those in which all of its counts were recorded, [n].
     metrics: a dict from metric, such as "tokens/lost", to [n] values.
   """
@@ -43,6 +44,11 @@ class Level:
 
   def __contains__(self, metric) -> bool:
     return metric in self.metrics
+
+  @property
+  def title(self) -> str:
+    """Such as "level two (inner)"."""
+    return tags.title_of(self.name)
 
   @property
   def used(self) -> np.ndarray:
@@ -64,16 +70,14 @@ class Level:
     return float(self[metric][self.recent].mean())
 
   def relative_loads(self) -> np.ndarray | None:
-    """The loads of experts, 1 being an even share: [n, x] or [n, x, y].
+    """The loads of experts, 1 being an even share: [n, x], [n, x, y], ...
 
     Returns:
       an array; None where single experts' loads were not recorded
     """
-    shares = {}
-    for metric in self.metrics:
-      if found := re.fullmatch(r"load/expert_(\d+)(?:_(\d+))?", metric):
-        shares[tuple(int(i) for i in found.groups() if i)] = self[metric]
-    if not shares:
+    shares = {index: values for metric, values in self.metrics.items()
+              if (index := tags.expert_of(metric)) is not None}
+    if len({len(index) for index in shares}) != 1:
       return None
     shape = tuple(np.max(list(shares), axis=0) + 1)
     if len(shares) != np.prod(shape):
@@ -92,13 +96,32 @@ class Layer:
     path: its scope, such as "transformer/block_000/layer_001/MoE2D".
     label: for legends, such as "layer 1".
     title: with its place, such as "layer 1 (block_000/layer_001)".
-    levels: a dict from "outer" and "inner" to `Level`.
+    levels: the first one first.
+    facts: what it is.
   """
 
   path: str
   label: str
   title: str
-  levels: dict[str, Level]
+  levels: tuple[Level, ...]
+  facts: LayerFacts | None = None
+
+  @property
+  def level_names(self) -> list[str]:
+    return [level.name for level in self.levels]
+
+  def level(self, name: str) -> Level | None:
+    """The level of a name, if the layer has it."""
+    return next((one for one in self.levels if one.name == name), None)
+
+  def facts_of(self, level: Level) -> LevelFacts:
+    """What one of its levels is."""
+    return self.facts.levels[self.level_names.index(level.name)]
+
+  def parameter(self, name: str, level: Level | None = None) -> Parameter:
+    """One of its parameters, or of a level of it."""
+    return self.facts.parameter(
+        name, self.level_names.index(level.name) if level else 0)
 
 
 def find(run: runs.Run) -> list[Layer]:
@@ -111,37 +134,78 @@ def find(run: runs.Run) -> list[Layer]:
     a list of `Layer`s, empty where nothing was recorded of any
   """
   recorded = {}
-  for tag, series in run.scalars.items():
-    if found := _TAG.fullmatch(tag):
-      levels = recorded.setdefault(found["layer"] or "", {})
-      levels.setdefault(found["level"], {})[found["metric"]] = series
-  paths = sorted(path for path, levels in recorded.items() if all(
-      _is_complete(levels.get(name, {})) for name in (OUTER, INNER)))
-  layers = [
-      Layer(path, label, title, {
-          name: _level(name, recorded[path][name]) for name in (OUTER, INNER)})
-      for path, (label, title) in zip(paths, _titles(paths))]
+  for name, tag in tags.parse(run.scalars).items():
+    if tag.level != tags.LAYER:
+      levels = recorded.setdefault(tag.scope, {})
+      levels.setdefault(tag.level, {})[tag.metric] = run.scalars[name]
+  paths = sorted(path for path, levels in recorded.items() if _is_whole(levels))
+  kept = {facts.scope: facts for facts in run.layers or ()}
+  layers = []
+  for path, (label, title) in zip(paths, _titles(paths)):
+    names = _in_order(recorded[path])
+    facts = kept.get(path)
+    if facts is None or [level.name for level in facts.levels] != names:
+      facts = older_runs.assumed(run, path, names)
+    layers.append(Layer(path, label, title, tuple(
+        _level(name, recorded[path][name]) for name in names), facts))
   return [layer for layer in layers
-          if all(len(level.steps) for level in layer.levels.values())]
+          if all(len(level.steps) for level in layer.levels)]
 
 
-def total(layers: Sequence[Layer]) -> Layer:
-  """All layers together: the sums of their counts, at the steps of all.
+def described(run: runs.Run, layers: Sequence[Layer]) -> list[LayerFacts]:
+  """What the mixtures of a run are, recorded or not.
 
   Args:
-    layers: the layers, one at least.
+    run: the `Run`.
+    layers: what `find` has found in it.
 
   Returns:
-    a `Layer` without loads and gates
+    `LayerFacts`, none where the model is known to have no mixture
   """
-  return Layer("", "all layers", "all layers together", {
-      name: _sum([layer.levels[name] for layer in layers])
-      for name in (OUTER, INNER)})
+  if run.layers is not None:
+    return list(run.layers)
+  return [layer.facts for layer in layers] or [older_runs.assumed(
+      run, "MoE2D", [level.level for level in levels_lib.names(2)])]
+
+
+def totals(layers: Sequence[Layer]) -> list[Layer]:
+  """Layers of the same levels together: the sums of their counts.
+
+  Args:
+    layers: the layers.
+
+  Returns:
+    `Layer`s without loads and gates, at the steps of all that are in them; none
+    of a layer that is the only one of its kind
+  """
+  alike = {}
+  for layer in layers:
+    alike.setdefault(tuple(layer.level_names), []).append(layer)
+
+  def named(number):
+    return "all layers" if len(alike) == 1 else (
+        f"all layers of {number} level{'s' if number > 1 else ''}")
+
+  return [
+      Layer("", named(len(names)), named(len(names)) + " together",
+            tuple(map(_sum, zip(*(layer.levels for layer in same)))))
+      for names, same in alike.items() if len(same) > 1]
+
+
+def _in_order(levels):
+  return sorted(levels, key=tags.number_of)
+
+
+def _is_whole(levels):
+  """Whether a layer has all its levels, and those all that is needed here."""
+  return _in_order(levels) == [
+      level.level for level in levels_lib.names(len(levels))
+  ] and all(map(_is_complete, levels.values()))
 
 
 def _is_complete(metrics):
   return {"tokens", "tokens/full", "tokens/partial", "tokens/padding",
-          "tokens/lost", "choices_1/kept", "choices_1/dropped"} <= set(metrics)
+          "tokens/lost", "choices_1/kept"} <= set(metrics)
 
 
 def _is_count(metric):
@@ -151,8 +215,7 @@ def _is_count(metric):
 def _level(name, metrics):
   """Puts the metrics on common steps, those of the counts."""
   steps = _common_steps([
-      series.steps for metric, series in metrics.items()
-      if _is_count(metric) and metric != "tokens/not_finite"])
+      series.steps for metric, series in metrics.items() if _is_count(metric)])
   return Level(name, steps, {
       metric: _at(steps, series.steps, series.values)
       for metric, series in metrics.items()})

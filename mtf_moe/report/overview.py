@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 import html
 import math
+import re
 
+from mtf_moe import tags
 from mtf_moe.report import figures
 from mtf_moe.report import mixtures
 from mtf_moe.report import runs as runs_lib
 from mtf_moe.report import verdicts
+from mtf_moe.run import layer_facts
 
 
 def cards(runs: Sequence[runs_lib.Run],
@@ -41,7 +44,7 @@ def _card(run, layers):
       f'warning{"s" if warnings > 1 else ""}, below</p>' if warnings else
       '<p class="summary good">no warnings</p>')
   if layers:
-    level = layers[0].levels[mixtures.OUTER]
+    level = layers[0].levels[0]
     steps = level.steps[level.recent]
     means = (f"Shares and balance are means of the last {len(steps)} records "
              f"(steps {steps[0]:,} to {steps[-1]:,}).")
@@ -64,19 +67,20 @@ def _facts(run, layers):
     loss = run.scalars["loss"]
     facts.append(("Last loss", f"{loss.last:.3f}",
                   f"in training, at step {loss.steps[-1]:,}"))
-  facts += [_evaluation(name, tags) for name, tags in run.evaluations.items()
-            if "neg_log_perplexity" in tags]
+  facts += [_evaluation(name, found) for name, found in run.evaluations.items()
+            if "neg_log_perplexity" in found]
   if "global_step/sec" in run.scalars:
     speed = run.scalars["global_step/sec"].last
     facts.append(("Speed", f"{speed:.3g}", "steps a second"))
   if not layers:
     return facts
-  for name, what, of_what in (
-      (mixtures.OUTER, "Lost at level one", "the tokens"),
-      (mixtures.INNER, "Lost at level two", "what arrives there")):
-    place = verdicts.most_lost(layers, name)
-    facts.append((what, verdicts.percent(place.value),
-                  f"of {of_what}, in {place.layer.title}, the worst"))
+  for number in range(verdicts.depth(layers)):
+    place = verdicts.most_lost(layers, number)
+    facts.append((
+        f"Lost at {tags.title_of(f'level_{number + 1}')}",
+        verdicts.percent(place.value),
+        f"of {'what arrives there' if number else 'the tokens'}, in "
+        f"{place.layer.title}, the worst"))
   place = verdicts.least_balanced(layers)
   if not math.isnan(place.value):
     facts.append(("Worst balance", f"{place.value:.2f}",
@@ -84,13 +88,13 @@ def _facts(run, layers):
   return facts
 
 
-def _evaluation(name, tags):
-  series = tags["neg_log_perplexity"]
+def _evaluation(name, found):
+  series = found["neg_log_perplexity"]
   nats = -series.last  # A token.
   said = [f"nats a token in {figures.evaluation_title(name)}, at step "
           f"{series.steps[-1]:,}: perplexity {_exp(nats)}"]
-  if "token_accuracy" in tags:
-    said.append(f"{tags['token_accuracy'].last:.1%} predicted right")
+  if "token_accuracy" in found:
+    said.append(f"{found['token_accuracy'].last:.1%} predicted right")
   return "Last evaluation", f"{nats:.3f}", ", ".join(said)
 
 
@@ -110,11 +114,15 @@ def why_nothing_was_recorded(run: runs_lib.Run) -> str:
   start = "Nothing was recorded of mixtures"
   microbatches = run.parameter(
       "serialize_num_microbatches.tokens_per_microbatch_per_replica")
-  if run.config is not None and "MoE2D." not in run.config:
-    return f"{start}: the configuration has no layer MoE2D."
-  if run.parameter("MoE2D.summaries") == "False":
-    return (f"{start}: MoE2D.summaries = False. With True, the next steps "
-            "will be.")
+  described = mixtures.described(run, [])
+  if not described or (
+      run.layers is None and run.config is not None
+      and not re.search(r"\bMoE(1D|2D)?\.", run.config)):
+    return (f"{start}: the configuration has no layer MoE2D, MoE1D or MoE.")
+  summaries = layer_facts.parameters(described, "summaries")
+  if all(parameter.value == "False" for parameter in summaries):
+    off = layer_facts.settings(described, "summaries", False)
+    return f"{start}: {off}. With True, the next steps will be."
   if microbatches not in (None, "None"):
     return (
         f"{start}: steps are cut into microbatches, of which mesh_tensorflow "
@@ -124,5 +132,6 @@ def why_nothing_was_recorded(run: runs_lib.Run) -> str:
   return (
       f"{start}. It is not with microbatches "
       "(serialize_num_microbatches.tokens_per_microbatch_per_replica) nor with "
-      "MoE2D.summaries = False, and on a TPU only with "
+      f"{layer_facts.settings(described, 'summaries', False)}, and on a TPU "
+      "only with "
       "tpu_estimator_model_fn.tpu_summaries = True.")

@@ -1,5 +1,6 @@
 """The figures of a plan, as tables."""
 
+from mtf_moe import tags
 from mtf_moe.report import parts
 
 
@@ -46,10 +47,10 @@ def _size(count):
 
 
 def _mixture(mixture):
-  """The sizes of both levels beside each other, and what balance would do."""
+  """The sizes of all levels beside each other, and what balance would do."""
   first, *others = mixture["layers"]
   name = f"{first} and {len(others)} more" if others else first
-  levels = mixture["outer"], mixture["inner"]
+  levels = mixture["levels"]
   rows = [[title, *(f"{level[key]:,}" for level in levels)] for title, key in (
       ("groups", "groups"), ("tokens in one", "group_size"),
       ("experts", "experts"), ("slots of each", "capacity"))]
@@ -59,7 +60,8 @@ def _mixture(mixture):
   balanced = mixture["balanced"]
   return (
       parts.paragraph(f"Mixture in `{name}`:")
-      + parts.table(rows, ["", "level one", "level two"])
+      + parts.table(rows, ["", *(tags.title_of(level["name"])
+                                 for level in levels)])
       + parts.paragraph(
           f"If its routers were balanced, {balanced['lost_tokens']:.1%} of the "
           "tokens would reach no expert, a token "

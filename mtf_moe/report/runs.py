@@ -14,7 +14,9 @@ from tensorboard.util import tensor_util
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.report import plans
+from mtf_moe.run import layer_facts
 from mtf_moe.run import paths
+from mtf_moe.run.layer_facts import LayerFacts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Run:
     evaluations: a dict from the name of an evaluation to such a dict.
     config: the operative gin configuration, or None.
     plan: what `mtf_moe.plan --json` printed, or None.
+    layers: what its mixtures are, or None where it has not kept that.
   """
 
   name: str
@@ -53,6 +56,7 @@ class Run:
   evaluations: dict[str, dict[str, Series]]
   config: str | None = None
   plan: dict | None = None
+  layers: tuple[LayerFacts, ...] | None = None
 
   @property
   def last_step(self) -> int:
@@ -67,8 +71,11 @@ class Run:
     Returns:
       a string, or None where it is not set to one value on one line
     """
+    # Gin writes modules where the rest of a name would be of two things.
+    scope, slash, plain = name.rpartition("/")
     found = re.findall(
-        rf"^{re.escape(name)} = (\S.*)$", self.config or "", re.MULTILINE)
+        rf"^{re.escape(scope + slash)}(?:mtf_moe\.)?{re.escape(plain)} = "
+        r"(\S.*)$", self.config or "", re.MULTILINE)
     return found[0] if len(found) == 1 and found[0] != "\\" else None
 
 
@@ -83,7 +90,7 @@ def read(directories: Sequence[str]) -> list[Run]:
 
   Raises:
     ValueError: if one of them does not exist or holds no scalars, or if its
-      plan is none.
+      plan or its layers are none.
   """
   check(directories)
   directories = list(dict.fromkeys(map(_without_slash, directories)))
@@ -141,7 +148,8 @@ def _read_run(directory, name):
   return Run(
       name=name, directory=directory, scalars=scalars, evaluations=evaluations,
       config=paths.read_text(f"{directory}/operative_config.gin"),
-      plan=_plan(f"{directory}/plan.json"))
+      plan=_plan(f"{directory}/plan.json"),
+      layers=layer_facts.read(directory))
 
 
 @dataclasses.dataclass(frozen=True)

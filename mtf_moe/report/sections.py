@@ -9,71 +9,11 @@ from mtf_moe.report import overview
 from mtf_moe.report import parts
 from mtf_moe.report import plans
 from mtf_moe.report import runs as runs_lib
+from mtf_moe.report import texts
 from mtf_moe.report import verdicts
 
 # Several runs: which one the sections below show.
 _RUN = "run"
-
-_LOSS = (
-    "Lines are the loss in training, with the balancing losses of the mixtures "
-    "in it; marks are evaluations, without. Good is a fast fall that becomes "
-    "ever slower. If marks rise while the line falls, the model learns its "
-    "text by heart: train for fewer `run.train_steps`, on more text, or with "
-    "`MoE2D.dropout_rate`. If the line jumps or rises, lower "
-    "`run.learning_rate_schedule`.")
-_LOADS = (
-    "How many tokens wanted each expert, before any was dropped, relative to "
-    "an even share: 1 is even, 2 is twice as many. Good is pale everywhere, "
-    "with numbers near 1. Bad is a few brown experts among blue ones near 0, "
-    "which take memory and learn nothing: raise `MoE2D.loss_coef`. A column is "
-    "a group of experts of level one.")
-_TOKENS = (
-    "Tokens choose groups of experts at level one, and what arrives there "
-    "chooses experts at level two. What finds all slots taken is dropped: for "
-    "that token, this expert adds nothing.")
-_LEVEL_ONE = (
-    "Every token has two choices; the whole is all choices of all tokens. "
-    "Dropped first choices (red) are tokens whose favourite group was full, "
-    "and should be few. If they are not, raise `MoE2D.capacity_factor_train`, "
-    "or `MoE2D.loss_coef` where loads are uneven. Dropped second choices "
-    "matter less. Refused ones were weak, and left out by "
-    "`MoE2D.second_policy_train`.")
-_ONE_CHOICE = (
-    "Every token has one choice; the whole is all tokens. Dropped ones (red) "
-    "are tokens whose group was full, and should be few. If they are not, "
-    "raise `MoE2D.capacity_factor_train`, or `MoE2D.loss_coef` where loads are "
-    "uneven.")
-_LEVEL_TWO = (
-    "The whole is what arrives: the choices that level one kept, so that a "
-    "token which reaches two groups counts twice. The dropped part (red) was "
-    "taken by no expert. Some is usual where slots are no more than arrivals; "
-    "if it grows, or exceeds a third, raise "
-    "`MoE2D.capacity_factor_second_level`, or `MoE2D.loss_coef` where loads "
-    "are uneven.")
-_BALANCE = (
-    ("load/max_over_mean", "Busiest expert over average", "times the average",
-     (1.0, "even"),
-     "How often the busiest expert is wanted, relative to the average one. "
-     "Near 1 is good. Above 2, many of its tokens find no slot while other "
-     "experts idle: raise `MoE2D.loss_coef`."),
-    ("load/coefficient_of_variation", "Unevenness of all experts",
-     "deviation over mean", None,
-     "The standard deviation of the loads over their mean: 0 is perfectly "
-     "even. It should fall and stay low, below about 0.5; if it climbs, raise "
-     "`MoE2D.loss_coef`. Level two compares the experts of all groups."),
-)
-_ROUTERS = (
-    ("router/entropy", "Entropy of the router", "nats",
-     "How undecided a router is about a token, on average. It starts near the "
-     "grey line, where all experts are equal, and should fall slowly. If it "
-     "stays there, the router cannot tell tokens apart: lower "
-     "`MoE2D.loss_coef`. If it is near 0 early, choices no longer change: set "
-     "`MoE2D.z_loss = 0.001`."),
-    ("router/confidence", "Confidence of the router", "probability",
-     "The probability of the expert that a token likes best, on average: the "
-     "other side of the entropy. It should rise slowly, and end between the "
-     "grey line and 1. Close to 1 early on, set `MoE2D.z_loss = 0.001`."),
-)
 
 
 def all_sections(
@@ -88,6 +28,9 @@ def all_sections(
     HTML
   """
   found = [mixtures.find(run) for run in runs]
+  every_layer = [layer for layers in found for layer in layers]
+  names = texts.Names(facts for run, layers in zip(runs, found)
+                      for facts in mixtures.described(run, layers))
 
   def for_each(title, anchor, introduction, section):
     contents = [section(run, layers, plots, number) for number, (run, layers)
@@ -99,12 +42,14 @@ def all_sections(
       _RUN, "Below, pictures of the run", [run.name for run in runs])
   return "".join([
       _section("Overview", "overview", overview.cards(runs, found)),
-      _section("Loss", "loss", parts.paragraph(_LOSS)
+      _section("Loss", "loss", parts.paragraph(texts.loss(names))
                + plots.add(figures.losses(runs), "Loss of "
                            + ("all runs" if len(runs) > 1 else "the run"))),
       f'<div class="bar">{chooser}</div>' if len(runs) > 1 else "",
-      for_each("Are all experts used?", "loads", _LOADS, _loads),
-      for_each("Where do tokens go?", "tokens", _TOKENS, _tokens),
+      for_each("Are all experts used?", "loads",
+               texts.loads(names, every_layer), _loads),
+      for_each("Where do tokens go?", "tokens", texts.tokens(every_layer),
+               _tokens),
       for_each("Is the load balanced?", "balance",
                "One line for each mixture, from the first layer (dark) to the "
                "last (orange). In long runs, a point is the mean of several "
@@ -127,11 +72,11 @@ def _loads(run, layers, plots, number):
   if not layers:
     return _missing(run)
   maps = [(layer, loads) for layer in layers
-          if (loads := figures.loads(layer.levels[mixtures.INNER]))]
+          if (loads := figures.loads(layer.levels[-1]))]
   if not maps:
     return parts.paragraph(
         "The loads of single experts were not recorded: they are for mixtures "
-        "of at most 64 experts, MoE2D.expert_x * MoE2D.expert_y. The balance "
+        "of at most 64 experts, those of all levels multiplied. The balance "
         "below is known for any number.", "quiet")
   steps = maps[0][1][1]
   slider = (
@@ -147,75 +92,90 @@ def _loads(run, layers, plots, number):
 
 
 def _tokens(run, layers, plots, number):
-  """Both levels of all layers together, or of one of them."""
+  """All levels of all layers together, or of one of them."""
   if not layers:
     return _missing(run)
-  shown = [mixtures.total(layers), *layers] if len(layers) > 1 else layers
-  contents = []
-  for layer in shown:
-    outer, inner = layer.levels[mixtures.OUTER], layer.levels[mixtures.INNER]
-    if not len(outer.steps):
-      contents.append(parts.paragraph(
-          "The layers were never recorded in the same step.", "quiet"))
-      continue
-    two = "choices_2/kept" in outer
-    contents.append(parts.row(
-        _explained(plots.add(
-            figures.stack(ledger.choices(outer),
-                          "all choices" if two else "all tokens"),
-            f"Level one (outer): the choices of all tokens, {layer.title}"),
-                   _LEVEL_ONE if two else _ONE_CHOICE),
-        _explained(plots.add(
-            figures.stack(ledger.arrived(inner), "arrivals"),
-            f"Level two (inner): what arrives there, {layer.title}"),
-                   _LEVEL_TWO)))
+  names = texts.Names(mixtures.described(run, layers))
+  shown = [*mixtures.totals(layers), *layers]
+  contents = [
+      parts.row(*(_tokens_at(layer, level_number, plots, names)
+                  for level_number in range(len(layer.levels))))
+      if len(layer.levels[0].steps) else parts.paragraph(
+          "The layers were never recorded in the same step.", "quiet")
+      for layer in shown]
   return parts.choice(f"tokens-{number}", "Mixture",
                       [layer.title for layer in shown], contents)
+
+
+def _tokens_at(layer, number, plots, names):
+  """What becomes of tokens at a level, 0 for the first."""
+  level = layer.levels[number]
+  if layer.facts is not None:  # Else it stands for all.
+    names = texts.Names([layer.facts])
+  title = level.title.capitalize()
+  if number:
+    whole, unit = ledger.arrived(level), "arrivals"
+    title = f"{title}: what arrives there, {layer.title}"
+    text = texts.level_below(names, number, ledger.has_choices(level))
+  else:
+    choices = (ledger.number_of_choices(level) if ledger.has_choices(level)
+               else 0)
+    whole = ledger.choices(level)
+    unit = "all choices" if choices > 1 else "all tokens"
+    what = "the choices of all tokens" if choices else "all tokens"
+    title = f"{title}: {what}, {layer.title}"
+    text = texts.first_level(names, choices, len(layer.levels))
+  figure = plots.add(figures.stack(whole, unit), title)
+  return f"<div>{figure}{parts.paragraph(text)}</div>"
 
 
 def _balance(run, layers, plots, number):
   del number
   if not layers:
     return _missing(run)
-  return "".join(
-      _both_levels(layers, plots, metric, title, unit, text,
-                   lambda level_name, given=reference: given)
-      for metric, title, unit, reference, text in _BALANCE)
+  names = texts.Names(mixtures.described(run, layers))
+  busiest, uneven = texts.balance(names, layers)
+  return (
+      _all_levels(
+          layers, plots, "load/max_over_mean", "Busiest expert over average",
+          "times the average", busiest, lambda level_name: (1.0, "even"))
+      + _all_levels(
+          layers, plots, "load/coefficient_of_variation",
+          "Unevenness of all experts", "deviation over mean", uneven,
+          lambda level_name: None))
 
 
 def _routers(run, layers, plots, number):
   del number
   if not layers:
     return _missing(run)
+  names = texts.Names(mixtures.described(run, layers))
+  entropy, confidence = texts.routers(names)
 
-  def undecided(metric):
+  def even_gates(value_of):
     def reference(level_name):
-      experts = verdicts.experts_in(run, level_name)
-      if not experts:
-        return None
-      value = (verdicts.highest_entropy(experts)
-               if metric == "router/entropy" else 1 / experts)
-      return value, "even gates"
+      experts = verdicts.experts_in(layers, level_name)
+      return (value_of(experts), "even gates") if experts else None
     return reference
 
-  return "".join(
-      _both_levels(layers, plots, metric, title, unit, text, undecided(metric))
-      for metric, title, unit, text in _ROUTERS)
+  return (
+      _all_levels(layers, plots, "router/entropy", "Entropy of the router",
+                  "nats", entropy, even_gates(verdicts.highest_entropy))
+      + _all_levels(
+          layers, plots, "router/confidence", "Confidence of the router",
+          "probability", confidence, even_gates(lambda experts: 1 / experts)))
 
 
-def _both_levels(layers, plots, metric, title, unit, text, reference):
-  """A metric of both levels, beside each other, with one explanation."""
+def _all_levels(layers, plots, metric, title, unit, text, reference):
+  """A metric of all levels, beside each other, with one explanation."""
+  levels = {level.name: level for layer in layers for level in layer.levels}
   shown = [
-      plots.add(figure, f"{title}, {mixtures.LEVEL_TITLES[name]}")
-      for name in (mixtures.OUTER, mixtures.INNER)
+      plots.add(figure, f"{title}, {level.title}")
+      for name, level in levels.items()
       if (figure := figures.lines(layers, name, metric, unit, reference(name)))]
   if not shown:
     return parts.paragraph(f"{title}: {metric} was not recorded.", "quiet")
   return parts.row(*shown) + parts.paragraph(text)
-
-
-def _explained(figure, text):
-  return f"<div>{figure}{parts.paragraph(text)}</div>"
 
 
 def _plan(run, layers, plots, number):

@@ -8,14 +8,16 @@ import numpy as np
 
 from mtf_moe.report import mixtures
 from mtf_moe.report import runs
+from mtf_moe.run import layer_facts
+from mtf_moe.run.layer_facts import Parameter
 
 GOOD, WARNING, NOTE = "good", "warning", "note"
 
 # Where a verdict turns: good below the first, a warning above the second.
-# Balanced routers with the default capacities lose few tokens at level one. At
-# level two, where slots are no more than the tokens that arrive, some loss is
+# Balanced routers with the default capacities lose few tokens at level one.
+# Below it, where slots are no more than the tokens that arrive, some loss is
 # usual, of second choices first.
-_LOST = {mixtures.OUTER: (0.05, 0.05), mixtures.INNER: (0.1, 0.3)}
+_LOST_AT_FIRST, _LOST_BELOW = (0.05, 0.05), (0.1, 0.3)
 # Of the busiest expert, over the average one.
 _UNEVEN = 2.0
 # With that, uneven loads are why tokens are lost, more than few slots.
@@ -25,9 +27,6 @@ _SATURATED = 0.98  # Mean of the largest gate.
 _UNDECIDED = 0.99  # Entropy, of that of even gates.
 _EMPTY = 0.5  # Of the slots.
 _RISEN = 0.1  # Of the lowest loss.
-
-_CAPACITY = {mixtures.OUTER: "MoE2D.capacity_factor_train",
-             mixtures.INNER: "MoE2D.capacity_factor_second_level"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +48,11 @@ class Place:
   @property
   def text(self) -> str:
     """Such as "level two (inner) of layer 1 (block_000/layer_001)"."""
-    return f"{mixtures.LEVEL_TITLES[self.level.name]} of {self.layer.title}"
+    return f"{self.level.title} of {self.layer.title}"
+
+  @property
+  def loss_coef(self) -> Parameter:
+    return self.layer.parameter("loss_coef")
 
 
 def judge(run: runs.Run, layers: Sequence[mixtures.Layer]) -> list[Verdict]:
@@ -62,31 +65,42 @@ def judge(run: runs.Run, layers: Sequence[mixtures.Layer]) -> list[Verdict]:
   Returns:
     a list of `Verdict`s
   """
-  found = _loss(run)
+  found = _loss(run, mixtures.described(run, layers))
   if layers:
-    found += (_lost(run, layers) + _balance(run, layers) + _unused(run, layers)
-              + _gates(run, layers) + _empty(run, layers))
+    found += (_lost(layers) + _balance(layers) + _unused(layers)
+              + _gates(layers) + _empty(layers))
   return sorted(found, key=lambda v: [WARNING, GOOD, NOTE].index(v.kind))
 
 
-def most_lost(layers, level_name) -> Place:
-  """Where most of the tokens find no expert at a level, as a share, now."""
-  return _worst(layers, [level_name], lambda level: level.lost_now())
+def depth(layers: Sequence[mixtures.Layer]) -> int:
+  """The levels of the layer that has most."""
+  return max(len(layer.levels) for layer in layers)
 
 
-def least_balanced(layers) -> Place:
+def most_lost(layers: Sequence[mixtures.Layer], number: int) -> Place:
+  """Where most of the tokens find no expert at a level, as a share, now.
+
+  Args:
+    layers: the mixtures.
+    number: the level, 0 for the first.
+  """
+  return _worst([(layer, layer.levels[number]) for layer in layers
+                 if number < len(layer.levels)], mixtures.Level.lost_now)
+
+
+def least_balanced(layers: Sequence[mixtures.Layer]) -> Place:
   """Where the busiest expert has most, relative to an even share, now."""
-  return _worst(layers, [mixtures.OUTER, mixtures.INNER], _imbalance)
+  return _worst([(layer, level) for layer in layers for level in layer.levels],
+                _imbalance)
 
 
-def _worst(layers, level_names, measure):
-  places = [Place(layer, layer.levels[name], measure(layer.levels[name]))
-            for layer in layers for name in level_names]
+def _worst(levels, measure):
+  places = [Place(layer, level, measure(level)) for layer, level in levels]
   return max(places, key=lambda place: (
       -math.inf if math.isnan(place.value) else place.value))
 
 
-def _loss(run):
+def _loss(run, described):
   if "loss" not in run.scalars:
     return [Verdict(NOTE, "No training loss was recorded.")]
   series = run.scalars["loss"]
@@ -94,7 +108,9 @@ def _loss(run):
   if bad.any():
     return [Verdict(
         WARNING, f"The loss is not finite at step {series.steps[bad][0]:,}: "
-        "lower run.learning_rate_schedule, and set MoE2D.z_loss = 0.001.")]
+        "lower run.learning_rate_schedule"
+        + (", and set " + layer_facts.settings(described, "z_loss", 0.001)
+           if described else "") + ".")]
   if len(series.values) == 1:
     return [Verdict(NOTE, "The loss is known of one step only.")]
   smooth = _smooth(series.values)
@@ -117,19 +133,18 @@ def _smooth(values):
                    for i in range(len(values))])
 
 
-def _lost(run, layers):
-  return [_lost_at(run, most_lost(layers, mixtures.OUTER),
-                   "tokens find no expert"),
-          _lost_at(run, most_lost(layers, mixtures.INNER),
-                   "the tokens that arrive find no expert with room")]
+def _lost(layers):
+  return [_lost_at(most_lost(layers, number), number)
+          for number in range(depth(layers))]
 
 
-def _lost_at(run, place, what):
-  """About the layer that loses most at a level."""
-  level = place.level.name
-  few, many = _LOST[level]
+def _lost_at(place, number):
+  """About the layer that loses most at a level, 0 for the first."""
+  few, many = _LOST_BELOW if number else _LOST_AT_FIRST
+  what = ("the tokens that arrive find no expert with room" if number else
+          "tokens find no expert")
   says = f"{percent(place.value)} of {what} at {place.text}"
-  capacity = _set(run, _CAPACITY[level])
+  capacity = place.layer.parameter("capacity_factor", place.level)
   if place.value <= few:
     return Verdict(GOOD, f"At most {says}.")
   if place.value <= many:
@@ -141,12 +156,11 @@ def _lost_at(run, place, what):
     # More slots would hardly help: those of other experts are empty.
     return Verdict(
         WARNING, f"{says}, as the busiest expert is wanted {imbalance:.1f} "
-        "times as often as the average one: raise "
-        f"{_set(run, 'MoE2D.loss_coef')}.")
+        f"times as often as the average one: raise {place.loss_coef}.")
   return Verdict(WARNING, f"{says}: raise {capacity}.")
 
 
-def _balance(run, layers):
+def _balance(layers):
   place = least_balanced(layers)
   if math.isnan(place.value):
     return []
@@ -154,64 +168,67 @@ def _balance(run, layers):
           "times as often as the average one")
   if place.value > _UNEVEN:
     return [Verdict(
-        WARNING, f"Loads are uneven: {says}. Raise "
-        f"{_set(run, 'MoE2D.loss_coef')}.")]
+        WARNING, f"Loads are uneven: {says}. Raise {place.loss_coef}.")]
   return [Verdict(GOOD, f"Loads are balanced: even {says}.")]
 
 
-def _unused(run, layers):
-  """About experts of the second level: all experts there are."""
+def _unused(layers):
+  """About experts of the last level: all experts there are."""
   starved = {}
   number = 0
   for layer in layers:
-    level = layer.levels[mixtures.INNER]
+    level = layer.levels[-1]
     loads = level.relative_loads()
     if loads is None:
       continue
     now = loads[level.recent].mean(axis=0)
     number += now.size
     if few := int((now < _UNUSED).sum()):
-      starved[layer.title] = few
+      starved[layer.title] = few, layer.facts
   if starved:
-    where = ", ".join(f"{few} of {title}" for title, few in starved.items())
+    where = ", ".join(f"{few} of {title}"
+                      for title, (few, _) in starved.items())
+    loss_coefs = layer_facts.parameters(
+        [facts for _, facts in starved.values()], "loss_coef")
     return [Verdict(
-        WARNING, f"{sum(starved.values())} of {number} experts get less than a "
-        f"tenth of an even share ({where}): raise "
-        f"{_set(run, 'MoE2D.loss_coef')}.")]
+        WARNING, f"{sum(few for few, _ in starved.values())} of {number} "
+        f"experts get less than a tenth of an even share ({where}): raise "
+        f"{' and '.join(map(str, loss_coefs))}.")]
   return [Verdict(
       GOOD, f"Every one of the {number} experts is used: each gets a tenth of "
       "an even share or more.")] if number else []
 
 
-def _gates(run, layers):
+def _gates(layers):
   """Whether routers are certain of everything, or of nothing."""
   found = []
   for layer in layers:
-    for name, level in layer.levels.items():
-      where = f"{mixtures.LEVEL_TITLES[name]} of {layer.title}"
+    for level in layer.levels:
+      place = Place(layer, level, math.nan)
       confidence, entropy = (
           level.now(metric) if metric in level else math.nan
           for metric in ("router/confidence", "router/entropy"))
-      experts = experts_in(run, name)
+      experts = layer.facts_of(level).experts
       highest = highest_entropy(experts) if experts else None
       if confidence > _SATURATED:
         found.append(Verdict(
-            WARNING, f"The router of {where} is certain of nearly every token "
-            f"(confidence {confidence:.3f}) and learns little more: set "
-            f"{_set(run, 'MoE2D.z_loss')} to 0.001."))
+            WARNING, f"The router of {place.text} is certain of nearly every "
+            f"token (confidence {confidence:.3f}) and learns little more: set "
+            f"{layer.parameter('z_loss', level)} to 0.001."))
       elif highest and entropy > _UNDECIDED * highest:
         found.append(Verdict(
-            NOTE, f"The router of {where} hardly prefers any expert (entropy "
-            f"{entropy:.2f} of at most {highest:.2f}): if it stays so, lower "
-            f"{_set(run, 'MoE2D.loss_coef')}."))
+            NOTE, f"The router of {place.text} hardly prefers any expert "
+            f"(entropy {entropy:.2f} of at most {highest:.2f}): if it stays "
+            f"so, lower {place.loss_coef}."))
   return found
 
 
-def experts_in(run, level_name) -> int | None:
-  """Among how many a token chooses, where the configuration tells."""
-  experts = run.parameter(
-      "MoE2D.expert_x" if level_name == mixtures.OUTER else "MoE2D.expert_y")
-  return int(experts) if experts and experts.isdecimal() else None
+def experts_in(
+    layers: Sequence[mixtures.Layer], level_name: str) -> int | None:
+  """Among how many a token chooses, where that is known and always the same."""
+  numbers = {layer.facts_of(level).experts for layer in layers
+             if (level := layer.level(level_name))}
+  return numbers.pop() if len(numbers) == 1 else None
 
 
 def highest_entropy(experts: int) -> float:
@@ -219,12 +236,12 @@ def highest_entropy(experts: int) -> float:
   return math.log(experts)
 
 
-def _empty(run, layers):
-  place = _worst(layers, [mixtures.INNER], _empty_now)
+def _empty(layers):
+  place = _worst([(layer, layer.levels[-1]) for layer in layers], _empty_now)
   if place.value <= _EMPTY:
     return []
-  capacity, smallest = (_set(run, f"MoE2D.{name}") for name in (
-      "capacity_factor_second_level", "min_expert_capacity"))
+  capacity, smallest = (place.layer.parameter(name, place.level) for name in (
+      "capacity_factor", "min_expert_capacity"))
   return [Verdict(
       NOTE, f"{percent(place.value)} of the experts' slots in "
       f"{place.layer.title} are empty, and computed all the same: if few "
@@ -246,9 +263,3 @@ def _imbalance(level):
 def percent(share: float) -> str:
   """Such as "12%", or "0.4%"."""
   return f"{share:.1%}" if 0 < share < 0.0995 else f"{share:.0%}"
-
-
-def _set(run, parameter):
-  """A parameter with its value, where that is known."""
-  value = run.parameter(parameter)
-  return parameter if value is None else f"{parameter} (now {value})"

@@ -1,1 +1,1 @@
-"""What the programs share: gin files, and the model that gin configures."""
+"""What programs share: gin files, the model they configure, the console."""

@@ -27,9 +27,13 @@ import types
 import zipfile
 
 import mtf_moe  # For gin, and for mesh_tensorflow.
+from mtf_moe.run import mistakes
+from mtf_moe.run import patches
 from mtf_moe.run import recording
 
 assert mtf_moe
+
+_PROGRAM = "mtf_moe.run"
 
 
 def main(arguments: list[str]):
@@ -47,21 +51,19 @@ def main(arguments: list[str]):
     return
   if not arguments or arguments[0].startswith("-"):
     given = f"{arguments[0]} is no program" if arguments else "no program given"
-    _end(f"{given}: name a module, a script or an installed command, and after "
-         "it what that takes. --help says more.", status=2)
+    mistakes.end(_PROGRAM, (
+        f"{given}: name a module, a script or an installed command, and after "
+        "it what that takes. --help says more."))
   name, *rest = arguments
   run = _find(name)
   if run is None:
-    _end(f"{name} is no module that can be run, no file and no command of an "
-         "installed Python package. In which directory is it, or what has to "
-         "be installed into this Python?")
-  with _argv([name, *rest]), recording.every_estimator():
+    mistakes.end(_PROGRAM, (
+        f"{name} is no module that can be run, no file and no command of an "
+        "installed Python package. In which directory is it, or what has to "
+        "be installed into this Python?"))
+  with (_argv([name, *rest]), recording.every_estimator(),
+        patches.our_layer_of_one_level()):
     run()
-
-
-def _end(message, status=1):
-  print(f"mtf_moe.run: {message}", file=sys.stderr)
-  sys.exit(status)
 
 
 def _find(name):

@@ -9,6 +9,8 @@ import inspect
 import io
 import os
 import re
+import sys
+import sysconfig
 import tokenize
 import traceback
 
@@ -19,7 +21,7 @@ from mesh_tensorflow.transformer import utils
 
 from mtf_moe.run import mistakes
 from mtf_moe.run import unused
-from mtf_moe.run import values
+from mtf_moe.run import value_kinds
 
 flags.DEFINE_multi_string(
     "module_import", [], "Python modules to import first, such as those that "
@@ -40,9 +42,24 @@ def directory():
   return os.path.join(os.path.dirname(os.path.dirname(_PACKAGE)), "configs")
 
 
-_NOT_OF_THE_USER = (
-    directory() + os.sep,
-    os.path.dirname(os.path.abspath(mesh_tensorflow.__file__)) + os.sep)
+# Those of the package, and those that came with others, such as T5's.
+_NOT_OF_THE_USER = tuple(place + os.sep for place in (
+    directory(), os.path.dirname(os.path.abspath(mesh_tensorflow.__file__)),
+    sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
+
+
+class _LeftBehind(set):
+  """Names in T5's gin files that T5 has no more, and passes over as well.
+
+  An empty set to gin, which would otherwise also pass over modules that cannot
+  be imported.
+  """
+
+  def __contains__(self, name):
+    if "t5" not in sys.modules:
+      return False
+    t5 = importlib.import_module("t5.models.mesh_transformer")
+    return name in getattr(t5, "DEPRECATED_GIN_REFERENCES", ())
 
 
 def read(below: Sequence[str] = (), above: Sequence[str] = ()):
@@ -66,7 +83,8 @@ def read(below: Sequence[str] = (), above: Sequence[str] = ()):
   sources = []
   with readable_files(sources), readable_errors():
     gin.parse_config(["import mtf_moe", *below])
-    utils.parse_gin_defaults_and_flags(finalize_config=False)
+    utils.parse_gin_defaults_and_flags(
+        skip_unknown=_LeftBehind(), finalize_config=False)
   sources.append(unused.Source(
       _PARAMETER_FLAG, "\n".join(flags.FLAGS.gin_param or []), is_file=False))
   check(sources)
@@ -84,7 +102,7 @@ def check(sources: Sequence[unused.Source] = ()):
     ValueError: if something is not allowed, or has no effect.
   """
   _check_macros()
-  values.check()
+  value_kinds.check()
   unused.check(sources)
 
 

@@ -16,8 +16,9 @@ from mesh_tensorflow.transformer import transformer
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
-from mtf_moe import levels
-from mtf_moe.run import gin_values
+from mtf_moe import layer_records
+from mtf_moe import mesh_split
+from mtf_moe.run import gin_bindings
 from mtf_moe.run import layouts
 from mtf_moe.run import optimization
 
@@ -175,7 +176,7 @@ class ConfiguredModel:
   def _check_tensors(self, graph):
     layouts.check_tensors(
         (t for op in graph.operations for t in op.outputs),
-        levels.MeshSplit(self.layout, self.mesh_shape))
+        mesh_split.MeshSplit(self.layout, self.mesh_shape))
 
   def _check_positions(self, model):
     """Sees that tables of positions are long enough for the mode."""
@@ -216,21 +217,20 @@ class ConfiguredModel:
 
   @property
   def parameters(self) -> dict[str, dict]:
-    """What gin gave to all that the model consists of (`gin_values.recorded`).
-    """
+    """What gin gave to all parts of the model (`gin_bindings.recorded`)."""
     return self._built[1]
 
   @functools.cached_property
   def _built(self):
     """Shapes and types of the model's variables; and its parameters."""
-    with tf.Graph().as_default(), gin_values.recorded() as parameters:
+    with tf.Graph().as_default(), gin_bindings.recorded() as parameters:
       graph = mtf.Graph()
       self.loss(mtf.Mesh(graph, "variables"), self.mode)
     variables = {v.name: (v.shape.to_integer_list, v.master_dtype)
                  for v in graph.all_variables}
     return variables, parameters
 
-  @functools.cached_property
+  @property
   def training_graph(self) -> tf.Graph:
     """A graph with all variables of training, and nothing to run.
 
@@ -240,6 +240,15 @@ class ConfiguredModel:
       ValueError: if no optimizer is configured, or it cannot train the model,
         or there is no learning rate.
     """
+    return self._training[0]
+
+  @property
+  def layers(self) -> list[layer_records.LayerRecord]:
+    """The mixtures in training; errors as of `training_graph`."""
+    return self._training[1]
+
+  @functools.cached_property
+  def _training(self):
     optimizer = self.run.get("optimizer")
     if not callable(optimizer):
       raise ValueError(
@@ -264,7 +273,7 @@ class ConfiguredModel:
             f"give a part of the names of some, such as {trained[0].name!r}, "
             "or None for all of them.")
       optimization.apply(optimizer, rate, *map(list, zip(*pairs)))
-    return tf_graph
+    return tf_graph, layer_records.of(graph)
 
 
 def _variable_filter(given):
@@ -304,14 +313,6 @@ def check_vocabulary(vocabulary):
           "@mtf_moe.ByteVocabulary() or @mtf_moe.SentencePieceVocabulary().")
 
 
-def bound(name: str):
-  """The value that gin binds to a parameter of `run`, or None.
-
-  Of the others none is looked at: they may be about to ask for this one.
-  """
-  return gin_values.bound("utils.run", name)
-
-
 def batch_size() -> int:
   """The sequences of a batch, of the configuration.
 
@@ -319,12 +320,13 @@ def batch_size() -> int:
     ValueError: as `sequences_per_batch`, or if there is no mesh.
   """
   layouts.check_is_set()
-  shape = layouts.mesh_shape(bound("mesh_shape"))
-  given = bound("batch_size")
+  run = functools.partial(gin_bindings.bound, "utils.run")
+  shape = layouts.mesh_shape(run("mesh_shape"))
+  given = run("batch_size")
   return sequences_per_batch(
       {} if given is None else {"batch_size": given},
-      _by_feature(bound("sequence_length")), shape,
-      layouts.layout_rules(bound("layout_rules"), shape))
+      _by_feature(run("sequence_length")), shape,
+      layouts.layout_rules(run("layout_rules"), shape))
 
 
 def _by_feature(lengths):
@@ -364,7 +366,7 @@ def sequences_per_batch(run, lengths, mesh_shape, layout) -> int:
 def _batch_dims(run, lengths, mesh_shape, layout, outer):
   """The batch Dimensions that the model will see."""
   batch_size = sequences_per_batch(run, lengths, mesh_shape, layout)
-  split = levels.MeshSplit(layout, mesh_shape)
+  split = mesh_split.MeshSplit(layout, mesh_shape)
   has_outer_batch = run.get("mode", "train") in ("train", "perplexity_eval")
   if not (has_outer_batch and outer):
     dims = [mtf.Dimension("batch", batch_size)]
@@ -374,7 +376,7 @@ def _batch_dims(run, lengths, mesh_shape, layout, outer):
           f"run.batch_size = {batch_size} sequences cannot be cut into "
           f"tpu_estimator_model_fn.outer_batch_size = {outer} parts: make the "
           f"batch a multiple of {outer}, or change outer_batch_size.")
-    dims = [mtf.Dimension(levels.OUTER_BATCH, outer),
+    dims = [mtf.Dimension(mesh_split.OUTER_BATCH, outer),
             mtf.Dimension("batch", batch_size // outer)]
     split.check_divides(dims[0], "tpu_estimator_model_fn.outer_batch_size")
   split.check_divides(

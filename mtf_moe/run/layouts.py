@@ -8,10 +8,12 @@ from gin import config as gin_config
 import mesh_tensorflow as mtf
 
 from mtf_moe import levels
-from mtf_moe.run import gin_values
+from mtf_moe import mesh_split
+from mtf_moe.run import gin_bindings
 
 _logger = logging.getLogger(__name__)
 
+_EXAMPLE_LAYOUT = levels.canonical_layout(2, ["outer", "batch"])
 # Axes that layouts name for the sake of other meshes.
 _USUAL_AXES = ("outer", "batch", "model", "ensemble")
 # What sets the size of a dimension of mesh_tensorflow's own layers.
@@ -34,7 +36,7 @@ def check_is_set():
   mesh_tensorflow's default asks for that of a TPU, without a word of the mesh.
   """
   run = gin.get_bindings("utils.run", resolve_references=False)
-  mesh_shape, _ = gin_values.resolved(run.get("mesh_shape"))
+  mesh_shape, _ = gin_bindings.resolved(run.get("mesh_shape"))
   if isinstance(mesh_shape, gin_config.ConfigurableReference):
     if mesh_shape.configurable.name != "tpu_mesh_shape" or (
         "tpu_topology" in gin.get_bindings(
@@ -58,7 +60,7 @@ def mesh_shape(value) -> mtf.Shape:
     ValueError: if it is none, or no dimension has a size.
   """
   example = "outer:4,batch:4"
-  if isinstance(value, str):
+  if not isinstance(value, mtf.Shape):
     sizes = _pairs(value, "run.mesh_shape", example)
     names = [name for name, _ in sizes]
     for name, size in sizes:
@@ -83,10 +85,10 @@ def layout_rules(value, shape: mtf.Shape) -> mtf.LayoutRules:
   Raises:
     ValueError: if it is none, or splits a dimension twice.
   """
-  if isinstance(value, str):
-    _pairs(value, "run.layout_rules", levels.CANONICAL_LAYOUT)
+  if not isinstance(value, mtf.LayoutRules):
+    _pairs(value, "run.layout_rules", _EXAMPLE_LAYOUT)
   layout = _parsed(mtf.convert_to_layout_rules, "run.layout_rules", value,
-                   levels.CANONICAL_LAYOUT)
+                   _EXAMPLE_LAYOUT)
   axes = {}
   for name, axis in sorted(layout._pairs):  # mtf only answers one by one.
     if axis not in shape.dimension_names:
@@ -103,7 +105,7 @@ def layout_rules(value, shape: mtf.Shape) -> mtf.LayoutRules:
   return layout
 
 
-def check_tensors(tensors: Iterable[mtf.Tensor], mesh: levels.MeshSplit):
+def check_tensors(tensors: Iterable[mtf.Tensor], mesh: mesh_split.MeshSplit):
   """Sees that the mesh can hold tensors.
 
   Args:
@@ -131,9 +133,15 @@ def check_tensors(tensors: Iterable[mtf.Tensor], mesh: levels.MeshSplit):
 
 
 def _pairs(value, name, example):
-  """The pairs of a string, or a ValueError that names the parameter."""
-  pairs = [tuple(part.strip() for part in pair.split(":"))
-           for pair in value.split(",") if pair.strip()]
+  """Pairs of strings, or a ValueError that names the parameter."""
+  pairs = value
+  if isinstance(value, str):
+    pairs = [pair.split(":") for pair in value.split(",") if pair.strip()]
+  # Of other collections, mtf takes whatever they have for pairs.
+  if not isinstance(pairs, (list, tuple)) or not all(
+      isinstance(pair, (list, tuple)) for pair in pairs):
+    raise _unreadable(value, name, example)
+  pairs = [tuple(str(part).strip() for part in pair) for pair in pairs]
   if any(len(pair) != 2 or not all(pair) for pair in pairs):
     raise _unreadable(value, name, example)
   return pairs

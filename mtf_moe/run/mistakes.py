@@ -17,7 +17,7 @@ import contextlib
 import dis
 import re
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app
 from absl import flags
@@ -52,7 +52,23 @@ def told(program: str):
   except Exception as error:
     if not is_mistake(error):
       raise
-    sys.exit(f"{program}: {in_one_line(error)}")
+    end(program, in_one_line(error))
+
+
+def end(program: str, message: str) -> NoReturn:
+  """Ends the program with a line on standard error, and the status 1.
+
+  That is what `told` does; here for a program that runs what others wrote,
+  whose exceptions are not its own to tell.
+
+  Args:
+    program: its name, the beginning of the line.
+    message: the rest of it.
+
+  Raises:
+    SystemExit: always.
+  """
+  sys.exit(f"{program}: {message}")
 
 
 def run(program: str, main: Callable[[list[str]], Any]):

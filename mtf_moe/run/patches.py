@@ -12,6 +12,8 @@ from typing import Any
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
+from mtf_moe import transformer_layers
+
 
 @contextlib.contextmanager
 def silent_print_op():
@@ -24,6 +26,18 @@ def silent_print_op():
     return input_
 
   with _replaced(tf, "Print", identity):
+    yield
+
+
+@contextlib.contextmanager
+def our_layer_of_one_level():
+  """Has mesh_tensorflow's own layers use MoE1D of this package.
+
+  Its ExpertsSelfAttention makes one by the class, and in gin that class has the
+  same name, and so the same parameters, of which it knows only its own.
+  """
+  module = sys.modules["mesh_tensorflow.transformer.moe"]
+  with _replaced(module, "MoE1D", transformer_layers.MoE1D):
     yield
 
 

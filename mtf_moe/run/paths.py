@@ -167,6 +167,26 @@ def read_text(path: str, most_bytes: int = 2 ** 24) -> str | None:
     return f.read(most_bytes).decode(errors="replace")
 
 
+def replace_text(path: str, text: str):
+  """Writes a file that a run keeps of itself, all of it or nothing.
+
+  Args:
+    path: a string.
+    text: a string.
+
+  Raises:
+    ValueError: if a directory is in its place.
+  """
+  for name in (path, f"{path}.tmp"):
+    if tf.io.gfile.isdir(name):
+      raise ValueError(
+          f"{name} is a directory, and a run writes a file of that name: "
+          "remove it, or choose another --model_dir.")
+  with tf.io.gfile.GFile(f"{path}.tmp", "w") as f:
+    f.write(text)
+  tf.io.gfile.rename(f"{path}.tmp", path, overwrite=True)
+
+
 def check_plain(path: str):
   """Raises ValueError for a pipe, a device or a directory."""
   if not is_remote(path) and not stat.S_ISREG(os.stat(path).st_mode):

@@ -10,7 +10,7 @@ from typing import Any
 
 from gin import config as gin_config
 
-from mtf_moe.run import gin_values
+from mtf_moe.run import gin_bindings
 
 _Reference = gin_config.ConfigurableReference
 
@@ -18,7 +18,7 @@ _Reference = gin_config.ConfigurableReference
 _FUNCTIONS = ("run.optimizer", "run.learning_rate_schedule",
               "run.train_dataset_fn", "run.eval_dataset_fn",
               "run.train_model_fn", "infer_model.decode_fn",
-              "make_layer_stack.layers")
+              "make_layer_stack.layers", "Unitransformer.loss_fn")
 # For what is called by gin, or is nothing that works.
 _OBJECTS = ("run.vocabulary", "run.predict_fn", "run.perplexity_eval_steps",
             "run.mesh_shape", "held_out_steps.vocabulary", "text_dataset.files",
@@ -27,6 +27,8 @@ _OBJECTS = ("run.vocabulary", "run.predict_fn", "run.perplexity_eval_steps",
 _NEEDED = {"run.optimizer": "apply_grads", "run.vocabulary": "encode",
            "held_out_steps.vocabulary": "encode", "text_dataset.files": "read",
            "held_out_steps.files": "read"}
+# What mesh_tensorflow calls a loss with.
+_LOSS_ARGUMENTS = ("model", "context", "logits", "targets", "output_vocab_dim")
 _EXAMPLES = {"apply_grads": "@optimize.AdafactorOptimizer",
              "encode": "@mtf_moe.ByteVocabulary()",
              "read": "@mtf_moe.TextFiles()"}
@@ -47,7 +49,7 @@ def check(key: str, name: str, value: Any):
   """
   for one in value if isinstance(value, (list, tuple)) else [value]:
     if not (isinstance(one, _Reference)
-            and gin_values.is_of_packages(one.configurable)):
+            and gin_bindings.is_of_packages(one.configurable)):
       continue
     made_by = one.configurable.wrapped
     needed = _NEEDED.get(key)
@@ -65,19 +67,24 @@ def check(key: str, name: str, value: Any):
           f"{name} = {one} is not called: write it with parentheses, {one}().")
 
 
-def function(example: str, none=False) -> Callable[[Any], Any]:
+def function(example: str, none=False, classes=True) -> Callable[[Any], Any]:
   """A check for references, and for None where it means none.
 
   Args:
     example: of what is allowed.
     none: a boolean.
+    classes: a boolean, whether a class may be called in place of a function:
+      what that returns is an object of the class.
   """
+  allowed = example + (", or None" if none else "")
 
   def check_function(value):
     if not (callable(value) or isinstance(value, _Reference)
             or (none and value is None)):
-      raise ValueError(f"must be a reference, such as {example}"
-                       + (", or None" if none else ""))
+      raise ValueError(f"must be a reference, such as {allowed}")
+    if not classes and isinstance(value, _Reference) and (
+        inspect.isclass(value.configurable.wrapped)):
+      raise ValueError(f"is a class: give a function, such as {allowed}")
     return value
 
   return check_function
@@ -87,15 +94,37 @@ def dataset_function(value):
   """A check for what makes the data of a run."""
   example = "@mtf_moe.text_dataset"
   function(example, none=True)(value)
+  error = _why_not_called(
+      value, sequence_length=None, vocabulary=None, dataset_split=None)
+  if error:
+    raise ValueError(
+        f"makes no data set ({error}): give a function of sequence_length, "
+        f"vocabulary and dataset_split, such as {example}")
+  return value
+
+
+def loss_function(value):
+  """A check for what computes the loss of a model."""
+  example = "@adaptive_softmax.adaptive_softmax_loss_fn"
+  function(example, none=True, classes=False)(value)
+  error = _why_not_called(value, *_LOSS_ARGUMENTS)
+  if error:
+    raise ValueError(
+        f"computes no loss ({error}): give a function of "
+        f"{', '.join(_LOSS_ARGUMENTS)}, such as {example}, or None")
+  return value
+
+
+def _why_not_called(value, *args, **kwargs):
+  """Why a reference cannot be called with arguments, or None."""
   if isinstance(value, _Reference):
     try:
+      # Of the others, gin may have values.
       inspect.signature(value.configurable.wrapped).bind_partial(
-          sequence_length=None, vocabulary=None, dataset_split=None)
+          *args, **kwargs)
     except TypeError as error:
-      raise ValueError(
-          f"makes no data set ({error}): give a function of sequence_length, "
-          f"vocabulary and dataset_split, such as {example}") from error
-  return value
+      return error
+  return None
 
 
 def vocabulary(value):
@@ -128,4 +157,4 @@ def _is_layer(item):
   made_by = item.configurable.wrapped
   if inspect.isclass(made_by):
     return hasattr(made_by, "set_name")  # Which mesh_tensorflow calls.
-  return not gin_values.is_of_packages(item.configurable)
+  return not gin_bindings.is_of_packages(item.configurable)

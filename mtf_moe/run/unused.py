@@ -19,7 +19,7 @@ from gin import config_parser
 import mesh_tensorflow as mtf
 from mesh_tensorflow.transformer import transformer
 
-from mtf_moe.run import gin_values
+from mtf_moe.run import gin_bindings
 
 _LOST = ("has no effect: what takes this macro from the package's files is set "
          "otherwise.")
@@ -27,8 +27,10 @@ _LOST = ("has no effect: what takes this macro from the package's files is set "
 _logger = logging.getLogger(__name__)
 
 _MACRO = "gin.macro"
-# Those that mesh_tensorflow enters by itself.
-_SCOPES = {"encoder", "decoder", "student", "teacher"}
+# Those that mesh_tensorflow enters by itself, for stacks and for models.
+_STACKS = {"encoder", "decoder"}
+_SCOPES = {"bitransformer": _STACKS,
+           "bi_student_teacher": {*_STACKS, "student", "teacher"}}
 # Of this package, what runs only where something refers to it.
 _BY_REFERENCE = (
     "BeamSearch", "ByteVocabulary", "SentencePieceVocabulary",
@@ -65,7 +67,7 @@ class Source:
     name: of the file, or the flag.
     text: what it says.
     is_file: whether it is a file.
-    is_of_user: or of the package, or of mesh_tensorflow.
+    is_of_user: or of a package that is installed, this one among them.
   """
 
   name: str
@@ -137,24 +139,51 @@ def _of_macro(name, line, macros):
 
 def _of_binding(statement, references):
   """Why a binding has no effect, or None."""
+  model_type = gin_bindings.bound("utils.run", "model_type", "bitransformer")
   scopes = {scope for reference in references for scope in reference.scopes}
+  scopes |= _SCOPES.get(model_type, set())
   for scope in filter(None, statement.scope.split("/")):
-    if scope not in scopes | _SCOPES:
-      return (f"has no effect: nothing runs in the scope {scope!r}. Refer to "
-              f"@{statement.scope}/{statement.selector} somewhere, or leave "
-              "the scope out.")
+    if scope in scopes:
+      continue
+    if any(scope in of_others for of_others in _SCOPES.values()):
+      return (f"has no effect: a model with run.model_type = {model_type!r} "
+              f"has no {scope}. Leave {scope}/ out, or choose another type of "
+              "model.")
+    return (f"has no effect: nothing runs in the scope {scope!r}. Refer to "
+            f"@{statement.scope}/{statement.selector} somewhere, or leave the "
+            "scope out.")
   configurable = gin_config._REGISTRY.get_match(statement.selector)
-  if configurable is None or not _runs_by_reference(configurable):
+  if configurable is None:
+    return None
+  if model_type == "bitransformer" and not statement.scope and (
+      _is_set_in_each_stack(statement, configurable, references)):
+    name = f"{statement.selector}.{statement.arg_name}"
+    return (f"has no effect: encoder/{name} and decoder/{name} are set, and go "
+            "before it. Set these.")
+  if not _runs_by_reference(configurable):
     return None
   for reference in references:
     used = reference.configurable
     is_of_gin = used.wrapped.__module__.startswith("gin.")
-    if not (is_of_gin or gin_values.is_of_packages(used)):
+    if not (is_of_gin or gin_bindings.is_of_packages(used)):
       return None  # What a user's own code runs, gin does not know.
     if _makes(used.wrapped, configurable):
       return None
   return (f"has no effect: nothing in this configuration refers to "
           f"@{statement.selector}.")
+
+
+def _is_set_in_each_stack(statement, configurable, references):
+  """Whether each stack has its own value, as in mesh_tensorflow's defaults.
+
+  What a reference runs in another scope is out of those of the stacks.
+  """
+  return all(
+      statement.arg_name in gin_config._CONFIG.get(
+          (stack, configurable.selector), ()) for stack in _STACKS) and not any(
+              reference.scopes for reference in references
+              if not reference.configurable.wrapped.__module__.startswith(
+                  "gin."))
 
 
 def _makes(used, configurable):

@@ -19,12 +19,14 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe import recomputation
 from mtf_moe.run import config_files
+from mtf_moe.run import console
+from mtf_moe.run import layer_facts
 from mtf_moe.run import machines
 from mtf_moe.run import mistakes
 from mtf_moe.run import patches
 from mtf_moe.run import paths
+from mtf_moe.run.layer_facts import LayerFacts
 from mtf_moe.train import checkpoints
-from mtf_moe.train import console
 from mtf_moe.train import evaluation
 from mtf_moe.train import export
 from mtf_moe.train import health
@@ -67,6 +69,7 @@ def main(argv):
     tf.enable_resource_variables()
     if not FLAGS.tensorflow_log:
       stack.enter_context(patches.silent_print_op())
+    stack.enter_context(patches.our_layer_of_one_level())
     FLAGS.model_dir = paths.usable(FLAGS.model_dir, "--model_dir")
     machines.check_only_one()
     machines.check_tpu(FLAGS.tpu, FLAGS.tpu_zone, FLAGS.gcp_project)
@@ -79,8 +82,9 @@ def main(argv):
     stack.enter_context(patches.graphs_as_built())
     if run_mode.get() != "train":
       stack.enter_context(recomputation.unused())
-    if run_mode.get() in scoring.MODES:
+    if run_mode.get() in (*scoring.MODES, scoring.EVALUATION):
       stack.enter_context(scoring.giving_ids())
+      stack.enter_context(scoring.alone())
     if run_mode.get() in export.MODES:
       stack.enter_context(vocabulary.as_operations())
     _run()
@@ -116,6 +120,7 @@ def _enter_model_directory(stack, model_dir, configured):
   stack.enter_context(patches.beginning_from(
       taken.beginning.init_checkpoint if taken else None))
   made_with.keep(model_dir, record)
+  layer_facts.keep(model_dir, map(LayerFacts.of, configured.layers))
   console.note(f"command: {model_directory.save_command(model_dir)}")
   model_directory.keep_config(model_dir)
 

@@ -11,7 +11,7 @@ import mesh_tensorflow as mtf
 from mesh_tensorflow.transformer import transformer
 import tensorflow.compat.v1 as tf
 
-from mtf_moe import hparams
+from mtf_moe import knobs
 
 _PAD_ID = 0
 _IMPOSSIBLE = -1e9  # As a log-probability; a product with zero stays zero.
@@ -284,6 +284,6 @@ def _as_beams(x):
 
 
 def _check_positive_integer(name, value, remedy):
-  if not hparams.is_positive_integer(value):
+  if not knobs.is_positive_integer(value):
     raise ValueError(
         f"BeamSearch.{name} = {value!r} must be a positive integer; {remedy}.")

@@ -11,8 +11,8 @@ from mesh_tensorflow.transformer import utils
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import console
 from mtf_moe.run import paths
-from mtf_moe.train import console
 
 # Where damaged checkpoints go. Not in the model directory itself, where
 # mesh_tensorflow would take them for checkpoints.

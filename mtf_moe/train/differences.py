@@ -15,8 +15,8 @@ from typing import Any
 
 import gin
 
-from mtf_moe.run import gin_values
-from mtf_moe.train import console
+from mtf_moe.run import console
+from mtf_moe.run import gin_bindings
 from mtf_moe.train.made_with import MadeWith
 
 
@@ -71,9 +71,14 @@ _ANSWERS = {
         ("*.held_out", Severity.WARN, Severity.WARN, Severity.NOTHING),
         ("*", Severity.WARN, Severity.SAY, Severity.NOTHING),
     ],
+    "place": [("*", Severity.WARN, Severity.NOTHING, Severity.NOTHING)],
     "seed": [("*", Severity.WARN, Severity.NOTHING, Severity.NOTHING)],
     "versions": [("*", Severity.SAY, Severity.NOTHING, Severity.NOTHING)],
 }
+
+# What comes of some, where that is not plain.
+_CONSEQUENCES = {
+    "place": ": the data does not go on where it was (run.skip_seen_data)"}
 
 _LONGEST = 100  # Characters of a value that are shown.
 # In place of a value: not a string, which it could be.
@@ -89,18 +94,20 @@ class Difference:
     before: its value as JSON has it, or `_NOT_SET`.
     now: likewise.
     severity: a Severity.
+    consequence: what comes of it, to be read behind it.
   """
 
   name: str
   before: Any
   now: Any
   severity: Severity
+  consequence: str = ""
 
   def __str__(self):
     macro = _macro_of(self.name)
     via = f"%{macro} = " if macro else ""
     text = (f"{self.name} = {via}{_shown(self.now)}, and was "
-            f"{_shown(self.before)}")
+            f"{_shown(self.before)}{self.consequence}")
     # The file may be somebody else's.
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
@@ -169,8 +176,9 @@ def _differences(before, now, use) -> Iterator[Difference]:
     for name in old.keys() | new.keys():
       severity = _severity(answers, name, use)
       if severity and _differ(section, name, old, new):
-        yield Difference(name, old.get(name, _NOT_SET),
-                         new.get(name, _NOT_SET), severity)
+        yield Difference(
+            name, old.get(name, _NOT_SET), new.get(name, _NOT_SET), severity,
+            _CONSEQUENCES.get(section, ""))
 
 
 def _severity(answers, name, use):
@@ -232,4 +240,4 @@ def _macro_of(name):
     bindings = gin.get_bindings(configurable, resolve_references=False)
   except ValueError:
     return None
-  return gin_values.macro_name(bindings.get(parameter))
+  return gin_bindings.macro_name(bindings.get(parameter))

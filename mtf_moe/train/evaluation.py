@@ -16,10 +16,11 @@ import zlib
 import gin
 import tensorflow.compat.v1 as tf
 
+from mtf_moe import transformer_layers
 from mtf_moe.run import configured_model
-from mtf_moe.run import gin_values
+from mtf_moe.run import console
+from mtf_moe.run import gin_bindings
 from mtf_moe.run import patches
-from mtf_moe.train import console
 from mtf_moe.train import progress
 from mtf_moe.train import text_data
 from mtf_moe.train import text_files
@@ -37,9 +38,9 @@ def evaluate(run, with_dropless=False):
 
   Args:
     run: mesh_tensorflow's `run`, with its arguments but for those of gin.
-    with_dropless: a boolean: evaluate once more with MoE2D.dropless_eval, into
-      a directory whose name ends in "dropless", and report the difference,
-      which is what the model loses by its capacities.
+    with_dropless: a boolean: evaluate once more with dropless_eval = True in
+      all mixtures, into a directory whose name ends in "dropless", and report
+      the difference, which is what the model loses by its capacities.
   """
   report = _Report(gin.get_bindings("utils.run"))
   with patches.changed_estimators(functools.partial(_Watched, report=report)):
@@ -61,7 +62,7 @@ def check_options():
   _check_held_out_steps()
   with_dropless = gin.get_bindings("mtf_moe.evaluate").get(
       "with_dropless", False)
-  checkpoint_step = gin_values.bound("utils.run", "eval_checkpoint_step")
+  checkpoint_step = gin_bindings.bound("utils.run", "eval_checkpoint_step")
   if not isinstance(with_dropless, bool):
     raise ValueError(
         f"evaluate.with_dropless = {with_dropless!r} is neither on nor off: "
@@ -76,7 +77,7 @@ def check_options():
 def _check_held_out_steps():
   """Raises ValueError if held_out_steps is told of other batches."""
   run = gin.get_bindings("utils.run", resolve_references=False)
-  steps, _ = gin_values.resolved(run.get("perplexity_eval_steps"))
+  steps, _ = gin_bindings.resolved(run.get("perplexity_eval_steps"))
   if not (isinstance(steps, gin.config.ConfigurableReference)
           and steps.configurable.wrapped is inspect.unwrap(
               text_data.held_out_steps)):
@@ -169,7 +170,9 @@ class _Report:
     suffix = _DROPLESS if self._suffix is None else (
         f"{self._suffix}_{_DROPLESS}")
     with gin.unlock_config():
-      gin.bind_parameter("mtf_moe.MoE2D.dropless_eval", True)
+      for layer in gin_bindings.in_scopes(
+          "dropless_eval", *transformer_layers.LAYERS):
+        gin.bind_parameter(f"{layer}.dropless_eval", True)
       gin.bind_parameter("utils.run.eval_dir_suffix", suffix)
       # A newer one may have been written in the meantime.
       gin.bind_parameter("utils.run.eval_checkpoint_step", sorted(

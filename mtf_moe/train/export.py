@@ -4,7 +4,7 @@ import gin
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
-from mtf_moe.run import gin_values
+from mtf_moe.run import gin_bindings
 from mtf_moe.run import paths
 from mtf_moe.train import vocabulary as vocabulary_lib
 
@@ -20,7 +20,7 @@ def check_path():
   Raises:
     ValueError: if run.export_path is not set, or cannot be used.
   """
-  path = gin_values.bound("utils.run", "export_path")
+  path = gin_bindings.bound("utils.run", "export_path")
   if not path or not isinstance(path, str):
     raise ValueError(
         f"run.export_path = {path!r} says nowhere to export to: set it to a "

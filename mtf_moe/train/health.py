@@ -1,10 +1,15 @@
 """What is wrong with a run, from what it reports: no TensorFlow here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import math
 
-from mtf_moe import monitoring
+from mtf_moe import tags
+from mtf_moe.run import layer_facts
+from mtf_moe.run.layer_facts import LayerFacts
 from mtf_moe.train import records as records_lib
+
+# What the watches below know of a model: its mixtures, or None.
+_Layers = Sequence[LayerFacts] | None
 
 
 class LossNotFinite(Exception):
@@ -19,6 +24,17 @@ class LossNotFinite(Exception):
     self.message = message
 
 
+def z_loss_setting(layers: _Layers) -> str:
+  """What keeps routers from extremes, in gin; "" where there are no routers.
+
+  Args:
+    layers: the mixtures of the model, or None where they are not known.
+  """
+  if layers is not None and not layers:
+    return ""
+  return layer_facts.settings(layers, "z_loss", 0.001)
+
+
 class LossWatch:
   """Warns once, when the loss leaps far above where it was.
 
@@ -30,7 +46,8 @@ class LossWatch:
   _DEVIATIONS = 8.0
   _RATIO = 1.1  # Where the loss hardly moves, deviations are small.
 
-  def __init__(self):
+  def __init__(self, layers: _Layers = None):
+    self._z_loss = z_loss_setting(layers)
     self._steps = 0
     self._mean = self._variance = 0.0
     self._warned = False
@@ -42,8 +59,9 @@ class LossWatch:
       warning = (
           f"the loss leapt to {loss:.3f} at step {step:,}, from "
           f"{self._mean:.3f} on average before: if it stays there, go back to "
-          "an earlier checkpoint with a lower run.learning_rate_schedule, or "
-          "set MoE2D.z_loss = 0.001. (Warned of once.)")
+          "an earlier checkpoint with a lower run.learning_rate_schedule"
+          + (f", or set {self._z_loss}" if self._z_loss else "")
+          + ". (Warned of once.)")
       self._warned = True
     decay = min(self._DECAY, self._steps / (self._steps + 1))
     difference = loss - self._mean
@@ -66,7 +84,8 @@ class StarvationWatch:
   _SHARE = 0.1  # Of an even share.
   _RECORDS = 3
 
-  def __init__(self):
+  def __init__(self, layers: _Layers = None):
+    self._layers = layers or ()
     self._starving = {}  # In how many records so far, by expert.
 
   def observe(self, step: int, records: Mapping[str, float]) -> str | None:
@@ -87,19 +106,31 @@ class StarvationWatch:
         new.append(expert)
     if not new:
       return None
-    named = ", ".join(
-        f"expert {name} of {place}" if name else f"some experts of {place}"
-        for place, name in new)
     return (
-        f"hardly any token wants {named}: below a tenth of an even share in "
-        f"the last {self._RECORDS} records, up to step {step:,}. A larger "
-        "MoE2D.loss_coef balances more. (Warned of once.)")
+        f"hardly any token wants {', '.join(map(_named, new))}: below a tenth "
+        f"of an even share in the last {self._RECORDS} records, up to step "
+        f"{step:,}. A larger {self._loss_coef(new)} balances more. (Warned of "
+        "once.)")
+
+  def _loss_coef(self, starving):
+    scopes = {tag.scope for tag in starving}
+    return " or ".join(parameter.name for parameter in layer_facts.parameters(
+        [layer for layer in self._layers if layer.scope in scopes],
+        "loss_coef"))
+
+
+def _named(tag):
+  """An expert, by the tag of its load."""
+  index = tags.expert_of(tag.metric)
+  return (f"some experts of {tag.place}" if index is None else
+          f"expert {'_'.join(map(str, index))} of {tag.place}")
 
 
 class OriginWatch:
   """Remembers what was the first thing in a model that was not finite."""
 
-  def __init__(self):
+  def __init__(self, layers: _Layers = None):
+    self._layers = layers
     self._first = None
     self._watches = False
 
@@ -114,18 +145,23 @@ class OriginWatch:
     if self._first is None:
       for tag, value in vital_signs.items():
         if not math.isfinite(value) or (
-            tag.endswith(monitoring.NOT_FINITE) and value):
+            tag.endswith(tags.NOT_FINITE) and value):
           self._first = step, tag
           return
 
   def describe(self) -> str:
     """A sentence."""
     if not self._watches:
-      return (
-          "What was first is not known: mixtures are watched on a mesh of this "
-          "machine, without microbatches, with MoE2D.summaries = True.")
+      return f"What was first is not known: {self._why_not_watched()}."
     if self._first is None:
       return ("The inputs, routers and outputs of all mixtures were finite, so "
               "it began elsewhere.")
     step, tag = self._first
     return f"First to go, at step {step:,}: {records_lib.meaning(tag)}."
+
+  def _why_not_watched(self):
+    if self._layers is not None and not self._layers:
+      return "only mixtures are watched, and the model has none"
+    return ("mixtures are watched on a mesh of this machine, without "
+            "microbatches, with "
+            + layer_facts.settings(self._layers, "summaries", True))

@@ -6,9 +6,9 @@ import time
 
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import console
 from mtf_moe.run import recording
 from mtf_moe.train import checkpoints
-from mtf_moe.train import console
 from mtf_moe.train import health
 from mtf_moe.train import records as records_lib
 from mtf_moe.train import reproducible
@@ -32,10 +32,17 @@ class HealthHook(tf.train.SessionRunHook):
   For that it must come before the hook that saves checkpoints.
   """
 
-  def __init__(self, model_dir):
+  def __init__(self, model_dir, layers):
+    """Makes the hook.
+
+    Args:
+      model_dir: a string.
+      layers: a sequence of `LayerFacts`, or None where they are not known.
+    """
     self._model_dir = model_dir
-    self._losses = health.LossWatch()
-    self._origin = health.OriginWatch()
+    self._losses = health.LossWatch(layers)
+    self._origin = health.OriginWatch(layers)
+    self._z_loss = health.z_loss_setting(layers)
 
   def begin(self):
     scalars = recording.collected_scalars()
@@ -58,10 +65,11 @@ class HealthHook(tf.train.SessionRunHook):
         console.warn(warning)
       return
     good = checkpoints.newest_good(self._model_dir)
+    or_z_loss = f", or {self._z_loss}," if self._z_loss else ""
     raise health.LossNotFinite(
         f"the loss is {found['loss']} at step {step:,}. "
-        f"{self._origin.describe()} Set a lower run.learning_rate_schedule, or "
-        "MoE2D.z_loss = 0.001, and run again, which goes on from the last good "
+        f"{self._origin.describe()} Set a lower run.learning_rate_schedule"
+        f"{or_z_loss} and run again, which goes on from the last good "
         f"checkpoint: {good or 'none'}.")
 
 

@@ -17,11 +17,11 @@ import gin
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
-from mtf_moe.run import gin_values
+from mtf_moe.run import console
+from mtf_moe.run import gin_bindings
 from mtf_moe.run import paths
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import checkpoints
-from mtf_moe.train import console
 from mtf_moe.train import saved_variables
 from mtf_moe.train.made_with import Beginning
 
@@ -56,7 +56,7 @@ def check_options():
   for name in sorted(bound.keys() & passed.keys()):
     said = (f"tpu_estimator_model_fn.{name} = {bound[name]!r} has no effect: "
             f"set run.{name} in its place")
-    if name == "init_checkpoint" and gin_values.bound(
+    if name == "init_checkpoint" and gin_bindings.bound(
         "tpu_estimator_model_fn", name):
       raise ValueError(f"{said}.")
     console.warn(said)

@@ -16,10 +16,10 @@ import gin
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
-from mtf_moe.run import gin_values
+from mtf_moe.run import console
+from mtf_moe.run import gin_bindings
 from mtf_moe.run import paths
 from mtf_moe.run.configured_model import ConfiguredModel
-from mtf_moe.train import console
 from mtf_moe.train import fingerprints
 from mtf_moe.train import run_mode
 from mtf_moe.train import text_data
@@ -46,6 +46,8 @@ class MadeWith:
     optimizer: its class.
     vocabulary: a fingerprint, of each where there are two.
     data: the data set, and of local text a fingerprint.
+    place: what the place in the data depends on beside the step, in training
+      that goes on there.
     seed: of what is random.
     versions: of the packages.
   """
@@ -56,6 +58,7 @@ class MadeWith:
   optimizer: dict[str, Any] = dataclasses.field(default_factory=dict)
   vocabulary: dict[str, Any] = dataclasses.field(default_factory=dict)
   data: dict[str, Any] = dataclasses.field(default_factory=dict)
+  place: dict[str, Any] = dataclasses.field(default_factory=dict)
   seed: dict[str, Any] = dataclasses.field(default_factory=dict)
   versions: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -77,8 +80,9 @@ class MadeWith:
         model, own,
         {f"get_variable_dtype.{name}": getattr(types, name).name
          for name in ("master_dtype", "slice_dtype", "activation_dtype")},
-        {"run.optimizer": gin_values.described(_raw_run().get("optimizer"))},
+        {"run.optimizer": gin_bindings.described(_raw_run().get("optimizer"))},
         _vocabulary(run.get("vocabulary")), _data(run),
+        _place(configured, run),
         {"train_model.seed": _seed()}, _versions())
 
 
@@ -163,16 +167,10 @@ def keep(model_dir: str, record: Record):
   Raises:
     ValueError: if a directory is in its place.
   """
-  path = os.path.join(model_dir, FILE)
-  for name in (path, f"{path}.tmp"):
-    if tf.io.gfile.isdir(name):
-      raise ValueError(
-          f"{name} is a directory, and a run writes a file of that name: "
-          "remove it, or choose another --model_dir.")
-  with tf.io.gfile.GFile(f"{path}.tmp", "w") as f:
-    f.write(json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True,
-                       default=str) + "\n")
-  tf.io.gfile.rename(f"{path}.tmp", path, overwrite=True)
+  paths.replace_text(
+      os.path.join(model_dir, FILE),
+      json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True,
+                 default=str) + "\n")
 
 
 def _record(content):
@@ -194,7 +192,7 @@ def _model(configured, run):
     scope, _, selector = call.rpartition("/")
     kind = known if selector.startswith(_KNOWN) else own
     name = "/".join(filter(None, [scope, selector.rpartition(".")[2]]))
-    kind.update({f"{name}.{parameter}": gin_values.described(value)
+    kind.update({f"{name}.{parameter}": gin_bindings.described(value)
                  for parameter, value in parameters.items()})
   return known, own
 
@@ -215,16 +213,16 @@ def _vocabulary(vocabulary):
 
 def _data(run):
   """Of modes that read what they were trained on, or the like of it."""
-  reference, _ = gin_values.resolved(_raw_run().get("train_dataset_fn"))
+  reference, _ = gin_bindings.resolved(_raw_run().get("train_dataset_fn"))
   if reference is None or run_mode.get() not in ("train", "perplexity_eval") or(
       run_mode.get() != "train" and run.get("eval_dataset_fn") is not None):
     return {}
-  data = {"run.train_dataset_fn": gin_values.described(reference)}
+  data = {"run.train_dataset_fn": gin_bindings.described(reference)}
   if isinstance(reference, gin.config.ConfigurableReference):
     selector = reference.configurable.selector
     name = selector.rpartition(".")[2]
     data.update({
-        f"{name}.{parameter}": gin_values.described(value)
+        f"{name}.{parameter}": gin_bindings.described(value)
         for parameter, value in gin.get_bindings(
             selector, resolve_references=False).items()})
   if run.get("train_dataset_fn") is text_data.text_dataset:
@@ -233,6 +231,17 @@ def _data(run):
     data["TextFiles.held_out"] = files.held_out
     data["TextFiles.glob"] = fingerprints.of_text(files)
   return data
+
+
+def _place(configured, run):
+  """Of training that skips as many batches as the run has taken steps."""
+  if configured is None or run_mode.get() != "train" or not (
+      run.get("skip_seen_data")):
+    return {}
+  return {
+      "run.batch_size (in sequences)":
+          configured.num_sequences * (run.get("ensemble_inputs") or 1),
+      "run.sequence_length": configured.lengths}
 
 
 def _seed():

@@ -19,7 +19,7 @@ _LOCK_FILE = "running"
 _EVALUATIONS = r"eval_.*|.*_eval(_.*)?"
 _WRITTEN = (
     rf"{_LOCK_FILE}|train\.log|command.*|operative_config\.gin.*|"
-    r"made_with\.json.*|checkpoint.*|"
+    r"made_with\.json.*|layers\.json.*|checkpoint.*|"
     rf"graph\.pbtxt.*|.*\.tfevents\..*|{_EVALUATIONS}")
 
 

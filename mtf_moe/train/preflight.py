@@ -12,11 +12,11 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe.run import arithmetic
 from mtf_moe.run import configured_model
-from mtf_moe.run import gin_values
+from mtf_moe.run import console
+from mtf_moe.run import gin_bindings
 from mtf_moe.run import optimization
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import checkpoints
-from mtf_moe.train import console
 from mtf_moe.train import differences
 from mtf_moe.train import export
 from mtf_moe.train import init_checkpoint
@@ -50,7 +50,7 @@ def check_configuration(model_dir: str) -> ConfiguredModel | None:
   if run_mode.get() == "train":
     init_checkpoint.check_options()
   if run_mode.get() in export.MODES:
-    vocabulary = gin_values.bound("utils.run", "vocabulary")
+    vocabulary = gin_bindings.bound("utils.run", "vocabulary")
     configured_model.check_vocabulary(vocabulary)
     export.check_vocabularies(vocabulary)
   configured = ConfiguredModel.from_gin()

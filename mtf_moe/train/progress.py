@@ -6,7 +6,7 @@ import sys
 import tensorflow.compat.v1 as tf
 import tqdm
 
-from mtf_moe.train import console
+from mtf_moe.run import console
 from mtf_moe.train import hooks
 from mtf_moe.train import records as records_lib
 from mtf_moe.train import reproducible
@@ -90,17 +90,21 @@ class _Lines:
 class ProgressHook(tf.train.SessionRunHook):
   """Shows step, loss, speed, the worst balance and the time left."""
 
-  def __init__(self, total_steps, tokens_per_step, seconds_per_line):
+  def __init__(self, total_steps, tokens_per_step, seconds_per_line,
+               begins_from=None):
     """Makes the hook.
 
     Args:
       total_steps: an integer.
       tokens_per_step: an integer.
       seconds_per_line: a float.
+      begins_from: a string, the checkpoint of another run that this one begins
+        from, where it does.
     """
     self._total_steps = total_steps
     self._tokens_per_step = tokens_per_step
     self._seconds_per_line = seconds_per_line
+    self._begins_from = begins_from
     self._balance = ""
     self._progress = None
 
@@ -117,7 +121,10 @@ class ProgressHook(tf.train.SessionRunHook):
 
   def after_create_session(self, session, coord):
     first_step = int(session.run(tf.train.get_global_step()))
-    if first_step:
+    if self._begins_from:
+      console.say(
+          f"beginning at step {first_step:,}, from {self._begins_from}")
+    elif first_step:
       console.say(f"resuming at step {first_step:,}")
     self._progress = Progress(
         self._total_steps, first_step, self._seconds_per_line)

@@ -1,43 +1,13 @@
 """What was recorded of the mixtures, read by tag: no TensorFlow here.
 
-A tag is moe/<layer>/<level>/<metric>; see `mtf_moe.monitoring`. Others, which
-layers of one's own may have recorded, are left alone.
+Tags are those of `mtf_moe.tags`. Others, which layers of one's own may have
+recorded, are left alone.
 """
 
 from collections.abc import Iterable, Mapping
-import dataclasses
-import re
 
-from mtf_moe import monitoring
-
-_TAG = re.compile(
-    r"moe/(?:transformer/)?(?P<layer>.+?)(?:/MoE2D)?/(?P<level>outer|inner)/"
-    r"(?P<metric>.+)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Tag:
-  """The parts of a tag.
-
-  Attributes:
-    layer: for people, without what all layers have in common.
-    level: "outer" or "inner".
-    metric: such as "load/max_over_mean".
-  """
-
-  layer: str
-  level: str
-  metric: str
-
-  @property
-  def place(self):
-    return f"{self.layer} {self.level}"
-
-
-def parse(tags: Iterable[str]) -> dict[str, Tag]:
-  """The parts of each tag that is of a mixture, in the same order."""
-  found = ((tag, _TAG.fullmatch(tag)) for tag in tags)
-  return {tag: Tag(**match.groupdict()) for tag, match in found if match}
+from mtf_moe import tags as tags_lib
+from mtf_moe.tags import Tag
 
 
 def busiest(records: Mapping[str, float]) -> tuple[float, str] | None:
@@ -50,35 +20,32 @@ def busiest(records: Mapping[str, float]) -> tuple[float, str] | None:
     how many tokens the busiest expert of any level has, relative to an even
     share, and its layer and level; None where nothing was recorded.
   """
-  loads = [(records[name], tag.place) for name, tag in parse(records).items()
-           if tag.metric == monitoring.MAX_LOAD]
+  loads = [(records[name], tag.place)
+           for name, tag in tags_lib.parse(records).items()
+           if tag.metric == tags_lib.MAX_LOAD]
   return max(loads, default=None)
 
 
-def relative_loads(
-    records: Mapping[str, float]) -> dict[tuple[str, str], float]:
+def relative_loads(records: Mapping[str, float]) -> dict[Tag, float]:
   """What share of an even one each expert has.
 
   Args:
     records: values by tag.
 
   Returns:
-    a dict from the place (layer and level) and the name of an expert. Where
-    single experts are not recorded, the least loaded one of a level has no
-    name.
+    a dict from the tag of an expert's load. Where single experts are not
+    recorded, there is that of the least loaded one of a level.
   """
-  tags = parse(records)
+  tags = tags_lib.parse(records)
   loads = {}
   for name, tag in tags.items():
-    if tag.metric.startswith("load/expert_"):
-      expert = tag.metric.removeprefix("load/expert_")
-      loads.setdefault(tag.place, {})[expert] = records[name]
-  relative = {(place, expert): share * len(shares)
-              for place, shares in loads.items()
-              for expert, share in shares.items()}
+    if tags_lib.expert_of(tag.metric) is not None:
+      loads.setdefault((tag.scope, tag.level), {})[tag] = records[name]
+  relative = {tag: share * len(shares) for shares in loads.values()
+              for tag, share in shares.items()}
   for name, tag in tags.items():
-    if tag.metric == monitoring.MIN_LOAD and tag.place not in loads:
-      relative[tag.place, ""] = records[name]
+    if tag.metric == tags_lib.MIN_LOAD and (tag.scope, tag.level) not in loads:
+      relative[tag] = records[name]
   return relative
 
 
@@ -88,22 +55,30 @@ def vital_signs(tags: Iterable[str]) -> list[str]:
   Args:
     tags: all tags, in the order in which layers recorded them.
   """
-  # What enters a layer, its routers, and what leaves it.
-  order = [("outer", monitoring.NOT_FINITE), ("outer", monitoring.ENTROPY),
-           ("inner", monitoring.ENTROPY), ("outer", monitoring.OUTPUTS)]
   layers = {}
-  for name, tag in parse(tags).items():
-    layers.setdefault(tag.layer, {})[tag.level, tag.metric] = name
-  return [layer[sign] for layer in layers.values() for sign in order
-          if sign in layer]
+  for name, tag in tags_lib.parse(tags).items():
+    place = _in_forward_pass(tag)
+    if place is not None:
+      layers.setdefault(tag.scope, {})[place] = name
+  return [signs[place] for signs in layers.values() for place in sorted(signs)]
+
+
+def _in_forward_pass(tag):
+  """Where in a layer it is: what enters it, its routers, what leaves it."""
+  if tag.level == tags_lib.LAYER:
+    return {tags_lib.NOT_FINITE: (0, 0),
+            tags_lib.OUTPUTS: (2, 0)}.get(tag.metric)
+  if tag.metric == tags_lib.ENTROPY:
+    return 1, tags_lib.number_of(tag.level)
+  return None
 
 
 def meaning(vital_sign: str) -> str:
   """What it means that a vital sign is not what it should be."""
-  tag, = parse([vital_sign]).values()
+  tag, = tags_lib.parse([vital_sign]).values()
   return {
-      monitoring.NOT_FINITE:
+      tags_lib.NOT_FINITE:
           f"what entered the mixture of {tag.layer}, from the layers before it",
-      monitoring.ENTROPY: f"the {tag.level} router of {tag.layer}",
-      monitoring.OUTPUTS: f"the experts of {tag.layer}",
+      tags_lib.ENTROPY: f"the {tag.level} router of {tag.layer}",
+      tags_lib.OUTPUTS: f"the experts of {tag.layer}",
   }[tag.metric]

@@ -3,7 +3,7 @@
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
-from mtf_moe.run import gin_values
+from mtf_moe.run import gin_bindings
 from mtf_moe.run import paths
 from mtf_moe.train import checkpoints
 from mtf_moe.train import evaluation
@@ -19,7 +19,7 @@ _NEWEST = -1
 
 def get():
   """The value of run.mode."""
-  return gin_values.bound("utils.run", "mode", "train")
+  return gin_bindings.bound("utils.run", "mode", "train")
 
 
 def check(model_dir):
@@ -38,7 +38,7 @@ def check(model_dir):
         f"run.mode = {mode!r} is not known. Choose one of: "
         f"{', '.join(map(repr, MODES))}.")
   if mode not in ("eval", "score_eval") and (
-      gin_values.bound("utils.run", "sequence_length") is None):
+      gin_bindings.bound("utils.run", "sequence_length") is None):
     raise ValueError(
         f"run.sequence_length = None, and run.mode = {mode!r} needs one: set "
         "it to the tokens of a sequence, such as 128.")
@@ -59,7 +59,7 @@ def check(model_dir):
 
 def _check_suffix():
   """Sees that evaluations are written to the model directory."""
-  suffix = gin_values.bound("utils.run", "eval_dir_suffix")
+  suffix = gin_bindings.bound("utils.run", "eval_dir_suffix")
   if suffix is not None and (
       not isinstance(suffix, str) or "/" in suffix or "\0" in suffix):
     raise ValueError(
@@ -69,12 +69,12 @@ def _check_suffix():
 
 def _check_training_data():
   """Raises ValueError unless there is data to train on."""
-  if gin_values.bound("utils.run", "train_dataset_fn") is None:
+  if gin_bindings.bound("utils.run", "train_dataset_fn") is None:
     raise ValueError(
         "run.train_dataset_fn is not set: add a file such as "
         "--gin_file=data/bytes.gin, or set it to a function that returns a "
         "tf.data.Dataset, such as @mtf_moe.text_dataset.")
-  split = gin_values.bound("utils.run", "dataset_split", "train")
+  split = gin_bindings.bound("utils.run", "dataset_split", "train")
   if split != "train":
     raise ValueError(
         f"run.dataset_split = {split!r} is not for training: "
@@ -87,7 +87,7 @@ def _check_has_checkpoint(model_dir, mode):
   Without one, TensorFlow would evaluate newly initialized variables, or wait
   for ever.
   """
-  elsewhere = gin_values.bound("infer_model", "checkpoint_paths")
+  elsewhere = gin_bindings.bound("infer_model", "checkpoint_paths")
   if mode == "infer" and elsewhere:
     for path in elsewhere:
       paths.usable(path, "infer_model.checkpoint_paths")
@@ -113,7 +113,7 @@ def checkpoints_read(model_dir):
   """
   mode = get()
   if mode == "infer":
-    given = gin_values.bound("infer_model", "checkpoint_paths")
+    given = gin_bindings.bound("infer_model", "checkpoint_paths")
     if given:
       return [given] if isinstance(given, str) else list(given)
   if mode == "train":
@@ -121,7 +121,7 @@ def checkpoints_read(model_dir):
     return [newest] if newest else []
   name = ("export_checkpoint_step" if mode in export.MODES
           else "eval_checkpoint_step")
-  step = gin_values.bound("utils.run", name)
+  step = gin_bindings.bound("utils.run", name)
   if mode in export.MODES and type(step) is int and step == 0:
     raise ValueError(
         f"run.{name} = 0 exports the newest in mesh_tensorflow: set it to [0] "

@@ -5,8 +5,8 @@ import re
 
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import console
 from mtf_moe.run.configured_model import ConfiguredModel
-from mtf_moe.train import console
 
 STEP = tf.GraphKeys.GLOBAL_STEP
 

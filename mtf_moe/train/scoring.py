@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import contextlib
+import functools
 from typing import Any
 
 import gin
@@ -11,6 +12,7 @@ import tensorflow.compat.v1 as tf
 from mtf_moe.run import paths
 
 MODES = ("score_from_strings", "score_from_dataset")
+EVALUATION = "score_eval"  # Which scores as well.
 
 
 def check_strings():
@@ -103,6 +105,26 @@ def giving_ids():
   finally:
     for name, find in before.items():
       setattr(utils, name, find)
+
+
+@contextlib.contextmanager
+def alone():
+  """Has evaluations by scores take scores, whatever comes with them.
+
+  mesh_tensorflow expects two results of what saves scores, which returns three
+  where there are inputs, and scores alone where it saves no texts.
+  """
+  evaluate = utils.eval_model
+
+  def scores(*args, **kwargs):
+    found = utils.score_with_estimator(*args, **kwargs)
+    return (found[0] if isinstance(found, tuple) else found), None
+
+  utils.eval_model = functools.partial(evaluate, score_with_estimator_fn=scores)
+  try:
+    yield
+  finally:
+    utils.eval_model = evaluate
 
 
 def _without_decoding(

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.run import configured_model
+from mtf_moe.run import gin_bindings
 from mtf_moe.train import text_files
 from mtf_moe.train import vocabulary as vocabulary_lib
 
@@ -169,15 +170,15 @@ def held_out_steps(batch_size=None, vocabulary=None, sequence_length=None,
   Raises:
     ValueError: batch_size is not a positive integer; and as `text_dataset`.
   """
+  run = functools.partial(gin_bindings.bound, "utils.run")
   if sequence_length is None:
-    sequence_length = configured_model.bound("sequence_length")
-  if sequence_length is None and configured_model.bound("mode") in (
-      "eval", "score_eval"):
+    sequence_length = run("sequence_length")
+  if sequence_length is None and run("mode") in ("eval", "score_eval"):
     return 1  # Data decides the length, and nobody uses this.
   if batch_size is None:
     batch_size = configured_model.batch_size()
   if vocabulary is None:
-    vocabulary = configured_model.bound("vocabulary")
+    vocabulary = run("vocabulary")
   if not _is_positive_integer(batch_size):
     raise ValueError(
         f"held_out_steps.batch_size={batch_size!r} is not allowed: give a "

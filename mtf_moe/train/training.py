@@ -5,7 +5,8 @@ from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 from tensorflow_estimator import estimator as tf_estimator
 
-from mtf_moe.train import console
+from mtf_moe.run import console
+from mtf_moe.run import layer_facts
 from mtf_moe.train import health
 from mtf_moe.train import hooks as hooks_lib
 from mtf_moe.train import made_with
@@ -59,6 +60,7 @@ def train_model(
     Stopped: if a signal stopped training.
     health.LossNotFinite: if the loss became NaN or infinite.
   """
+  layers = layer_facts.read(estimator.model_dir)
   if max_minutes is not None and max_minutes <= 0:
     raise ValueError(
         f"train_model.max_minutes = {max_minutes!r} must be above 0: set it to "
@@ -67,13 +69,17 @@ def train_model(
     raise ValueError(
         f"train_model.steps_per_record = {steps_per_record!r} must be a number "
         "of steps, 1 or more: 100 costs next to nothing. To record nothing of "
-        "the mixtures, set MoE2D.summaries = False.")
+        "the mixtures, set "
+        f"{layer_facts.settings(layers, 'summaries', False)}.")
   if _is_done(estimator, train_steps):
     return
   console.say("building the graph")
+  began = _beginning(estimator.model_dir)
+  begins = began is not None and estimator.latest_checkpoint() is None
   shown = progress.ProgressHook(
-      train_steps, batch_size * sequence_length["targets"], seconds_per_line)
-  starvation = health.StarvationWatch()
+      train_steps, batch_size * sequence_length["targets"], seconds_per_line,
+      began.init_checkpoint if begins else None)
+  starvation = health.StarvationWatch(layers)
 
   def warn_of_starvation(step, records):
     warning = starvation.observe(step, records)
@@ -89,10 +95,10 @@ def train_model(
     hooks.append(hooks_lib.TimeLimitHook(max_minutes))
   try:
     utils.train_model(
-        _WithHooks(_prepared(estimator, seed, steps_per_record), hooks),
+        _WithHooks(_prepared(estimator, seed, steps_per_record, layers), hooks),
         vocabulary, sequence_length, batch_size, train_dataset_fn, train_steps,
         ensemble_inputs, seen_data_init_step=(
-            seen_data_init_step or _first_step(estimator.model_dir)), **kwargs)
+            seen_data_init_step or (began.step if began else 0)), **kwargs)
   finally:
     on_signal.restore()
     shown.close()
@@ -100,10 +106,10 @@ def train_model(
     raise Stopped(on_signal.received)
 
 
-def _first_step(model_dir):
-  """The step at which a run started."""
+def _beginning(model_dir):
+  """The Beginning of a run, which may be long ago; None for a random one."""
   record = made_with.read(model_dir)
-  return record.began.step if record and record.began else 0
+  return record.began if record else None
 
 
 def _is_done(estimator, train_steps):
@@ -118,18 +124,19 @@ def _is_done(estimator, train_steps):
   return False
 
 
-def _prepared(estimator, seed, steps_per_record):
+def _prepared(estimator, seed, steps_per_record, layers):
   """An Estimator for this run.
 
   Args:
     estimator: a TPUEstimator.
     seed: an integer.
     steps_per_record: an integer.
+    layers: what the mixtures are, or None where that is not known.
 
   Returns:
     an Estimator, with the health of the run watched
   """
-  guard = hooks_lib.HealthHook(estimator.model_dir)
+  guard = hooks_lib.HealthHook(estimator.model_dir, layers)
   if estimator.config.master:  # A TPU's.
     return _WithHooks(estimator, [guard])
   model_fn = reproducible.reproducible(estimator.model_fn, seed)

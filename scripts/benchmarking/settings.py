@@ -8,9 +8,10 @@ import itertools
 import mesh_tensorflow as mtf
 
 from mtf_moe import levels
+from mtf_moe import mesh_split
 from mtf_moe.hparams import MoeHparams
 
-LAYOUT = "outer_batch:outer,batch:inner,expert_x:inner,expert_y:outer"
+LAYOUT = levels.canonical_layout(2, ["outer", "inner"])
 
 # Of both levels.
 CAPACITY_FACTOR = 1.25
@@ -77,10 +78,11 @@ class Setting:
 
   @functools.cached_property
   def levels(self):
-    """The `Level` of the first and of the second level."""
-    return levels.two_levels(
-        *self.token_dims, self.hparams(), True,
-        levels.MeshSplit(LAYOUT, self.mesh_shape))
+    """The `SizedLevel`s of the layer."""
+    *batch_dims, length = self.token_dims
+    return levels.size(
+        batch_dims, length, self.hparams(), True,
+        mesh_split.MeshSplit(LAYOUT, self.mesh_shape))
 
   @property
   def group_sizes(self):

@@ -10,7 +10,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import mtf_moe
-from mtf_moe.gating import top_2
+from mtf_moe import gating as gating_lib
 from tests import harness
 
 NEVER = -1e9  # The logit of a gate of exactly 0.
@@ -258,9 +258,9 @@ def test_routing_counts_what_experts_were_asked_and_what_they_took():
   group, experts, depth = (mtf.Dimension(name, 3) for name in ("g", "x", "m"))
 
   def build(tensors):
-    routed = top_2.route(
-        tensors["inputs"], None, experts, mtf.Dimension("c", 1),
-        mtf_moe.MoeHparams(moe_second_policy_train="all"), True,
+    routed = gating_lib.route(
+        "top_2", tensors["inputs"], None, experts, mtf.Dimension("c", 1),
+        mtf_moe.Level(second_policy_train="all"), True,
         harness.variable_dtype())
     return [(c.expert, c.weight, c.demand, c.load) for c in routed.choices]
 

@@ -112,7 +112,8 @@ def write(build, name, mesh_size, directory):
         tf.train.CheckpointSaverHook(
             directory, save_steps=10**6, saver=tf.train.Saver(sharded=True),
             listeners=[mtf.MtfCheckpointSaverListener(lowering)])]
-    with tf.train.MonitoredSession(hooks=hooks) as session:
+    creator = tf.train.ChiefSessionCreator(config=harness.graphs_as_built())
+    with tf.train.MonitoredSession(creator, hooks=hooks) as session:
       session.run(step)
       values = session.run(values)
   return tf.train.latest_checkpoint(directory), values
@@ -138,7 +139,7 @@ def read(build, name, mesh_size, path):
     values = [lowering.export_to_tf_tensor(t) for t in tensors]
     creator = tf.train.ChiefSessionCreator(
         tf.train.Scaffold(saver=tf.train.Saver(sharded=True)),
-        checkpoint_filename_with_path=path)
+        config=harness.graphs_as_built(), checkpoint_filename_with_path=path)
     with tf.train.MonitoredSession(
         creator, hooks=[mtf.MtfRestoreHook(lowering)]) as session:
       return session.run(values)

@@ -141,6 +141,24 @@ def shared_draws(case):
     yield
 
 
+@contextlib.contextmanager
+def same_draws():
+  """A context in which all draw the same numbers for the same shape and range.
+  """
+  def uniform(mesh, shape, minval=0.0, maxval=1.0, dtype=tf.float32, **_):
+    shape = mtf.Shape(shape)
+    drawn = np.random.default_rng(shape.size).integers(
+        4096, size=shape.to_integer_list)
+    values = minval + (maxval - minval) * (drawn + 0.5) / 4096
+    return mtf.import_fully_replicated(
+        mesh, tf.constant(values, dtype), shape, "draws")
+
+  with pytest.MonkeyPatch.context() as patch:
+    for module in (mtf, mtf.ops, mtf.layers.mtf):  # Three namespaces.
+      patch.setattr(module, "random_uniform", uniform)
+    yield
+
+
 def compare_with_loops(case, ours):
   """Compares a Result of ours with the loops.
 

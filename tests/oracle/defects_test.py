@@ -324,7 +324,8 @@ def test_summaries():
   # Its second level counts on, and the experts have names of operations.
   assert {"aux_loss", "aux_loss_1", "top1_experts/split/0",
           "top1_experts/split_3/0"} <= theirs.keys()
-  assert {name.split("/")[1] for name in ours} == {"outer", "inner"}
+  assert {name.split("/")[1] for name in ours} == {
+      "outer", "inner", "layer"}
   assert {"moe/outer/load/expert_0", "moe/inner/load/expert_0_0"} <= ours.keys()
 
   # None of the preferred ones is dropped. The reference divides their number

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 import mtf_moe
-from mtf_moe.gating import top_2
+from mtf_moe import gating
 from tests import harness
 from tests.oracle import comparison
 from tests.oracle import loops
@@ -107,9 +107,9 @@ def test_slots_of_our_router(seed, num_tokens, num_experts, slots, policy):
   experts = mtf.Dimension("x", num_experts)
 
   def build(tensors):
-    routed = top_2.route(
-        tensors["logits"], None, experts, mtf.Dimension("c", slots),
-        mtf_moe.MoeHparams(moe_second_policy_train=policy), True,
+    routed = gating.route(
+        "top_2", tensors["logits"], None, experts, mtf.Dimension("c", slots),
+        mtf_moe.Level(second_policy_train=policy), True,
         harness.variable_dtype(), importance=tensors["importance"])
     return routed.combine_tensor(tf.float32), [
         (choice.expert, choice.position, choice.weight)
@@ -224,7 +224,8 @@ def test_the_ledger_adds_up(case):
       {name.removeprefix(f"moe/{level}/"): value
        for name, value in recorded.items() if f"/{level}/" in name}
       for level in ("outer", "inner"))
-  assert len(outer) + len(inner) == len(recorded)
+  of_the_layer = [name for name in recorded if "/layer/" in name]
+  assert len(outer) + len(inner) + len(of_the_layer) == len(recorded)
   for level in (outer, inner):
     used = level["tokens/full"] + level["tokens/partial"]
     assert level["tokens"] == used + level["tokens/padding"]

@@ -97,14 +97,20 @@ def test_equal_to_the_reference(case, dispatch, dtype):
 
 
 @pytest.mark.parametrize("dispatch", DISPATCHES)
-@pytest.mark.parametrize("gating", ["switch", ("top_2", "switch")], ids=str)
-def test_other_routers_compute_what_they_do_plainly(gating, dispatch):
+@pytest.mark.parametrize("gating, policy, tolerance", [
+    ("switch", "argmax", 0.0), (("top_2", "switch"), "argmax", 0.0),
+    # Gradients of inputs are added up in another order.
+    ("switch", "input_jitter", 1e-6),
+    (("ntlb", "expert_selection"), "input_jitter", 1e-6)], ids=str)
+def test_other_routers_compute_what_they_do_plainly(
+    gating, policy, tolerance, dispatch):
   case = Case(importance="absent")
   results = run(case, **{
       name: layer(mtf_moe.transformer_moe_layer_v2, case, recomputed,
-                  moe_gating=gating, moe_dispatch=dispatch)
+                  moe_gating=gating, moe_dispatch=dispatch, moe_ntlb_top_k=2,
+                  moe_switch_policy_train=policy)
       for name, recomputed in (("plain", False), ("recomputed", True))})
-  assert_equal(results["recomputed"], results["plain"], 0.0)
+  assert_equal(results["recomputed"], results["plain"], tolerance)
 
 
 def test_padding_from_outside():

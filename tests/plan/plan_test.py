@@ -1,6 +1,7 @@
 """Plans, held to sums done by hand and to real lowerings."""
 
 import collections
+import dataclasses
 import json
 import math
 import re
@@ -14,6 +15,7 @@ import tensorflow.compat.v1 as tf
 
 import mtf_moe
 from mtf_moe import levels
+from mtf_moe import mesh_split
 from mtf_moe import simd
 from mtf_moe.plan import __main__ as program
 from mtf_moe.plan import costs
@@ -139,7 +141,7 @@ def test_sizes_are_those_of_the_tensors(plan):
           names[-2:] == ["expert_y_unsplit", "expert_capacity_y"]):
         *batch, group, experts, capacity = [d.size for d in t.shape.dims]
         found[names[-1]].add((batch[0], batch[1], group, experts, capacity))
-  outer, inner = mixture.outer, mixture.inner
+  outer, inner = mixture.levels
   assert {(a * g, s, x, c) for a, g, s, x, c in found["expert_capacity_x"]} == {
       (outer.groups, outer.group_size, outer.experts, outer.capacity)}
   assert {(h, t, y, d) for _, h, t, y, d in found["expert_capacity_y"]} == {
@@ -200,21 +202,24 @@ def test_peak_of_activations_by_hand():
   assert costs.peak_activations(lowered) == 3 * 32
 
 
-def level_pair(x, y, s, c, t, d):
-  dims = {name: mtf.Dimension(*pair) for name, pair in {
-      "a": ("outer_batch", 1), "g": ("batch", 1), "s": ("group_size_x", s),
-      "x": ("expert_x", x), "c": ("expert_capacity_x", c), "h": (
-          "outer_batch", 1), "t": ("group_size_y", t), "y": ("expert_y", y),
-      "d": ("expert_capacity_y", d)}.items()}
-  return (levels.Level([dims["a"]], dims["g"], dims["s"], dims["x"], dims["c"]),
-          levels.Level([dims["x"]], dims["h"], dims["t"], dims["y"], dims["d"]))
+def sized(x, y, s, c, t, d, **hparams):
+  """(levels, hparams) of two levels of these sizes."""
+  hparams = mtf_moe.MoeHparams(moe_num_experts=(x, y), **hparams)
+  batch = [mtf.Dimension("outer_batch", 1), mtf.Dimension("batch", 1)]
+  outer, inner = levels.size(
+      batch, mtf.Dimension("length", 1), hparams, True,
+      mesh_split.MeshSplit(None, None))
+  return [
+      dataclasses.replace(
+          level, group_size=mtf.Dimension(level.group_size.name, group),
+          capacity=mtf.Dimension(level.capacity.name, capacity))
+      for level, group, capacity in ((outer, s, c), (inner, t, d))], hparams
 
 
 def test_balanced_with_room_for_all():
   """Policy "all": of the preferred group of experts two, of the other one."""
   balanced = mixtures.balanced(
-      *level_pair(x=4, y=3, s=32, c=32, t=32, d=32),
-      mtf_moe.MoeHparams(moe_second_policy_train="all"))
+      *sized(x=4, y=3, s=32, c=32, t=32, d=32, moe_second_policy_train="all"))
   assert balanced.lost_tokens == 0
   assert balanced.experts_per_token == 3.0
   # Of 4 buffers of 32 slots for 32 tokens at level one, each is a group, and
@@ -226,8 +231,8 @@ def test_balanced_where_tokens_overflow():
   """One choice of two, a slot each for half of the tokens: by the binomial."""
   size = 16
   balanced = mixtures.balanced(
-      *level_pair(x=2, y=1, s=size, c=size // 2, t=size // 2, d=size // 2),
-      mtf_moe.MoeHparams(moe_second_policy_train="none"))
+      *sized(x=2, y=1, s=size, c=size // 2, t=size // 2, d=size // 2,
+             moe_second_policy_train="none"))
   expected = 2 / size * sum(
       math.comb(size, n) / 2 ** size * (n - size // 2)
       for n in range(size // 2, size + 1))
@@ -266,12 +271,72 @@ def test_findings(bindings, kwargs, said):
   assert any(re.search(said, finding) for finding in findings), findings
 
 
+THREE_LEVELS = [
+    "transformer.make_layer_stack.layers = "
+    "[@transformer_layers.SelfAttention, @mtf_moe.MoE]",
+    "MoE.levels = [4, 2, 2]", "MoE.group_size = 64", "MoE.summaries = False"]
+THREE_AXES = "outer:2,batch:2,model:2"
+
+
+def test_three_levels():
+  """The third has no batch of its own: its groups are cut from all there is."""
+  layout = ("outer_batch:outer,batch:batch,"
+            "expert_1:batch,expert_2:outer,expert_3:model")
+  made = planning.make(configured(
+      *THREE_LEVELS, mesh_shape=THREE_AXES, layout_rules=layout))
+  mixture, = made.mixtures
+  assert [level.name for level in mixture.levels] == [
+      "level_1", "level_2", "level_3"]
+  assert [level.experts for level in mixture.levels] == [4, 2, 2]
+  # 256 tokens of two outer batches, 1.25 slots a token; groups of 64, or of
+  # what two slices have: 20 slots of 4 times 64; of 2, each 40, once more.
+  first, second, third = mixture.levels
+  assert (first.groups, first.group_size, first.capacity) == (4, 64, 20)
+  assert second.groups * second.group_size == 4 * 20
+  assert third.groups * third.group_size == second.groups * second.capacity
+  assert mixture.slots_per_token == pytest.approx(1.25)
+  assert mixture.num_experts == 16 and made.findings == []
+  # Experts of the third level are cut by a slice, and come back by an
+  # all-concat over the third axis; the other two have all-to-alls.
+  kinds = {(t.kind, t.axes) for t in made.costs.traffic}
+  assert {("all-to-all", ("outer",)), ("all-to-all", ("batch",))} <= kinds
+  assert not any(kind == "all-to-all" and "model" in axes
+                 for kind, axes in kinds)
+
+
+@pytest.mark.parametrize("layout, said", [
+    ("outer_batch:outer,batch:batch,expert_1:batch,expert_2:outer",
+     r"no experts over mesh dimension 'model': .*Add expert_3:model"),
+    ("outer_batch:outer,batch:batch,expert_1:model,expert_2:outer,"
+     "expert_3:batch", r"expert_1 over 'model'.* the first level gathers .*"
+     r"Write expert_1:batch")])
+def test_findings_of_three_levels(layout, said):
+  findings = planning.make(configured(
+      *THREE_LEVELS, mesh_shape=THREE_AXES, layout_rules=layout)).findings
+  assert any(re.search(said, finding) for finding in findings), findings
+
+
+def test_layers_in_scopes_are_what_they_are():
+  """A plan has the sizes of the layer that was built, and names it so."""
+  made = planning.make(configured(
+      "transformer.make_layer_stack.layers = "
+      "[@wide/mtf_moe.MoE2D, @mtf_moe.MoE2D]",
+      "wide/MoE2D.expert_x = 8", "wide/MoE2D.min_expert_capacity = 60"))
+  wide, usual = made.mixtures
+  assert [level.experts for level in wide.levels] == [8, Y]
+  assert [level.experts for level in usual.levels] == [X, Y]
+  assert any("wide/MoE2D.min_expert_capacity = 60" in finding
+             for finding in made.findings)
+  assert not any(re.search(r"(?<!wide/)MoE2D.min_expert_capacity", finding)
+                 for finding in made.findings)
+
+
 def test_groups_larger_than_asked_for_are_said():
   """128 tokens at 63 are the two groups that two slices need."""
   made = planning.make(configured("MoE2D.group_size = 63"))
-  outer = made.mixtures[0].outer
+  outer = made.mixtures[0].levels[0]
   assert (outer.group_size, outer.asked_group_size) == (64, 63)
-  assert re.search(r"outer +\d+ +64 \(asked for: 63\)", made.text())
+  assert re.search(r"outer +top_2 +\d+ +64 \(asked for: 63\)", made.text())
   assert not any("groups" in finding for finding in made.findings)
 
 
@@ -312,7 +377,7 @@ def test_command_line(capsys):
   main("--json")
   printed = json.loads(capsys.readouterr().out)
   assert printed["costs"]["cores"] == 4 and printed["findings"] == []
-  assert printed["mixtures"][0]["outer"]["capacity"] == SLOTS_X
+  assert printed["mixtures"][0]["levels"][0]["capacity"] == SLOTS_X
   main("--mesh_shape=outer:1,batch:2",
        bindings=["tpu_estimator_model_fn.outer_batch_size = 1"])
   text = capsys.readouterr().out

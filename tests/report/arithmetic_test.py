@@ -55,19 +55,19 @@ def test_layers_have_short_names():
 def test_tags_that_are_not_known_change_nothing():
   tags = event_files.mixture(LAYERS[0])
   further = {f"moe/{LAYERS[0]}/outer/{metric}": 1.0 for metric in (
-      "router/logits_rms", "experts/outputs_rms", "tokens/not_finite",
+      "router/logits_rms", "experts/outputs_rms",
       "load/min_over_mean", "load/expert_of_the_day", "new")}
   # Recorded once, where the others were twice; and a layer of which too little
   # is known.
   run = made({1: tags | further, 2: tags | {"moe/x/outer/tokens": 1.0}})
   layer, = mixtures.find(run)
-  assert layer.levels["outer"].steps.tolist() == [1, 2]
+  assert layer.level("outer").steps.tolist() == [1, 2]
   assert verdicts.judge(run, [layer])
-  assert figures.loads(layer.levels["inner"])
+  assert figures.loads(layer.level("inner"))
 
 
 def test_the_parts_of_level_one():
-  whole = ledger.choices(layers_of()[0].levels["outer"])
+  whole = ledger.choices(layers_of()[0].level("outer"))
   assert whole.counts == [20]  # Two choices of ten tokens.
   assert {part.name: part.counts.tolist() for part in whole.parts} == {
       "kept, first choice": [6], "kept, second choice": [3],
@@ -78,7 +78,7 @@ def test_the_parts_of_level_one():
 
 
 def test_the_parts_of_level_two():
-  whole = ledger.arrived(layers_of()[0].levels["inner"])
+  whole = ledger.arrived(layers_of()[0].level("inner"))
   assert whole.counts == [9]
   assert {part.name: part.counts.tolist() for part in whole.parts} == {
       "taken by the first choice": [5],
@@ -91,7 +91,7 @@ def test_the_parts_with_one_choice():
   tags = {tag: value for tag, value in event_files.mixture(
       LAYERS[0], {"tokens/lost": 2}).items() if "choices_2" not in tag}
   layer, = mixtures.find(made({1: tags}))
-  whole = ledger.choices(layer.levels["outer"])
+  whole = ledger.choices(layer.level("outer"))
   assert whole.counts == [10]
   assert [int(part.counts[0]) for part in whole.parts] == [6, 0, 2, 0, 0, 2]
 
@@ -100,7 +100,9 @@ def test_all_layers_together():
   """Counts are summed in the steps that both have; loads are not."""
   one, other = (event_files.mixture(layer) for layer in LAYERS)
   layers = mixtures.find(made({1: one | other, 2: one, 3: one | other}))
-  both = mixtures.total(layers).levels["outer"]
+  total, = mixtures.totals(layers)
+  assert total.title == "all layers together"
+  both = total.level("outer")
   assert both.steps.tolist() == [1, 3]
   assert both["tokens"].tolist() == [20, 20]
   assert both["tokens/lost"].tolist() == [2, 2]
@@ -109,7 +111,7 @@ def test_all_layers_together():
 
 
 def test_loads_are_relative_to_an_even_share():
-  outer, inner = layers_of()[0].levels.values()
+  outer, inner = layers_of()[0].levels
   np.testing.assert_array_equal(outer.relative_loads(), [[1.25, 0.75]])
   # Six experts: a quarter is 1.5 times a sixth. [n, x, y]
   np.testing.assert_array_equal(
@@ -118,7 +120,6 @@ def test_loads_are_relative_to_an_even_share():
   assert steps == [1]
   assert frames == [[[1.5, 0.75], [0.75, 1.5], [1.5, 0.0]]]  # Rows are y.
   assert list(figure.data[0].z) == frames[0]
-  assert figures.loads(outer) is None
 
 
 def test_many_records():
@@ -126,7 +127,7 @@ def test_many_records():
   layer, = mixtures.find(made({
       step: event_files.mixture(LAYERS[0], inner={"tokens/lost": step % 10})
       for step in range(1, 999)}))
-  _, steps, frames = figures.loads(layer.levels["inner"])
+  _, steps, frames = figures.loads(layer.level("inner"))
   assert len(steps) == len(frames) == 60
   assert steps[0] == 1 and steps[-1] == 998
   drawn = figures.lines([layer], "inner", "tokens/lost", "").data[0]
@@ -140,14 +141,14 @@ def test_now_is_the_mean_of_the_last_records():
   layer, = mixtures.find(made({
       step: event_files.mixture(LAYERS[0], {"tokens/lost": lost})
       for step, lost in enumerate([8] * 6 + [1, 1, 2, 3, 4, 5])}))
-  level = layer.levels["outer"]
+  level = layer.level("outer")
   assert level.lost_now() == (1 + 2 + 3 + 4 + 5) / (5 * 8)
   assert level.now("tokens/lost") == 3
   # Of three records, the first of which is of a model that knows nothing.
   short, = mixtures.find(made({
       step: event_files.mixture(LAYERS[0], {"tokens/lost": lost})
       for step, lost in enumerate([8, 8, 1])}))
-  assert short.levels["outer"].lost_now() == 1 / 8
+  assert short.level("outer").lost_now() == 1 / 8
 
 
 def test_verdicts_on_lost_tokens():

@@ -1,5 +1,6 @@
 """Runs for tests: event files by TensorFlow's writer, with known values."""
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 LAYERS = [f"transformer/block_00{i}/layer_001/MoE2D" for i in range(2)]
@@ -28,6 +29,21 @@ INNER = {
     "load/expert_0_0": 0.25, "load/expert_0_1": 0.125, "load/expert_0_2": 0.25,
     "load/expert_1_0": 0.125, "load/expert_1_1": 0.25, "load/expert_1_2": 0.0,
     "router/entropy": 0.9, "router/confidence": 0.5, "loss/balance": 1.0}
+# Below them, at a third level: eight arrive in 16 slots, of which seven are
+# taken, four by their first choice.
+LAST = {
+    "tokens": 16, "tokens/padding": 8, "tokens/full": 5, "tokens/partial": 3,
+    "tokens/lost": 1,
+    "choices_1/kept": 4, "choices_1/dropped": 1,
+    "choices_2/kept": 4, "choices_2/dropped": 0, "choices_2/refused": 4,
+    "slots": 16, "slots/empty": 8,
+    "load/max_over_mean": 1.5, "load/coefficient_of_variation": 0.4,
+    **{f"load/expert_{x}_{y}_{z}": share for (x, y, z), share in zip(
+        np.ndindex(2, 3, 2), [0.125, 0.0625, 0.0625, 0.125, 0.0625, 0.0625,
+                              0.125, 0.0625, 0.0625, 0.125, 0.125, 0.0])},
+    "router/entropy": 0.5, "router/confidence": 0.5, "loss/balance": 1.0}
+ONE_LEVEL = {"level_1": OUTER}
+THREE_LEVELS = {"level_1": OUTER, "level_2": INNER, "level_3": LAST}
 
 CONFIG = """
 MoE2D.capacity_factor_train = 1.25
@@ -78,10 +94,17 @@ def mixture(layer, outer=None, inner=None):
   Returns:
     a dict
   """
+  return tags(layer, {"outer": OUTER | (outer or {}),
+                      "inner": INNER | (inner or {})})
+
+
+def tags(layer, levels):
+  """The tags of a layer in one step, from the metrics of each level."""
   return {
       f"moe/{layer}/{level}/{metric}": value
-      for level, metrics in (("outer", OUTER | (outer or {})),
-                             ("inner", INNER | (inner or {})))
+      for level, metrics in [
+          *levels.items(),
+          ("layer", {"tokens/not_finite": 0.0, "outputs/rms": 1.0})]
       for metric, value in metrics.items()}
 
 

@@ -14,6 +14,8 @@ from mtf_moe.plan import report as plan_report
 from mtf_moe.report import page
 from mtf_moe.report import parts
 from mtf_moe.report import runs
+from mtf_moe.run import layer_facts
+from tests import described_layers
 from tests.report import event_files
 
 # Of 3 million parameters, experts have 2.4; of 8 a token meets half a one.
@@ -28,8 +30,10 @@ PLAN = plan_report.Plan(
             "all-to-all", ("outer", "batch"), 10, 3 * 2 ** 20)]),
     mixtures=[plan_mixtures.Mixture(
         tuple(event_files.LAYERS),
-        plan_mixtures.LevelSizes(2, 2, 256, 160, 1.25, 256),
-        plan_mixtures.LevelSizes(2, 2, 160, 112, 1.5, 128),
+        (plan_mixtures.LevelSizes(
+            "outer", "top_2", 2, 2, 256, 160, 1.25, 256, 4),
+         plan_mixtures.LevelSizes(
+             "inner", "top_2", 2, 2, 160, 112, 1.5, 128, 4)),
         plan_mixtures.Balanced(0.25, 0.01, 0.5), 1.75, 4.0)])
 
 
@@ -101,6 +105,38 @@ def test_the_plots_of_a_run(tmp_path):
   for plot in plots[3:9]:
     for total in zip(*(trace["y"] for trace in plot["data"])):
       assert sum(total) == pytest.approx(100, abs=0.01)
+
+
+def test_layers_of_one_and_of_three_levels(tmp_path):
+  """Sections have the levels that are there, and the names of the layers."""
+  one, three = "t/block_000/layer_001/MoE1D", "t/block_000/layer_002/MoE"
+  directory = tmp_path / "run"
+  event_files.write(directory, {
+      step: {"loss": 1.0, **event_files.tags(one, event_files.ONE_LEVEL),
+             **event_files.tags(three, event_files.THREE_LEVELS)}
+      for step in (1, 100)})
+  layer_facts.keep(str(directory), [
+      described_layers.layer(one, "narrow/MoE1D", 2),
+      described_layers.layer(three, "MoE", (2, 3, 2))])
+  text = text_of(directory)
+  for said in (
+      "Lost at level one12% of the tokens", "Lost at level three12% of what",
+      "Level three: what arrives there, layer 2", "Level one: the choices",
+      "whose favourite expert was full", "whose favourite group was full",
+      "the choices that level two kept", "Levels below the first compare",
+      "With one level, a column is an expert",
+      "raise narrow/MoE1D.loss_coef or MoE.loss_coef. With one",
+      "set narrow/MoE1D.z_loss = 0.001 and MoE.z_loss = 0.001."):
+    assert said in str(text), said
+  assert "MoE2D" not in str(text).partition("Configuration")[0]
+  kinds = [(plot["data"][0]["type"], plot["data"][0].get("stackgroup"))
+           for plot in text.plots]
+  # Loss; a map for each; four levels of tokens; four curves of each of three.
+  assert kinds == ([("scatter", None)] + [("heatmap", None)] * 2
+                   + [("scatter", "whole")] * 4 + [("scatter", None)] * 12)
+  assert [trace["name"] for trace in text.plots[7]["data"]] == [
+      "layer 1", "layer 2", "even"]
+  assert text.plots[7]["data"][-1]["x"] == [1, 100]
 
 
 def test_a_single_record_is_a_bar(tmp_path):

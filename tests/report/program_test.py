@@ -53,7 +53,7 @@ def test_a_training_run(tmp_path):
 
   run, = runs.read([str(model)])
   layer, = mixtures.find(run)
-  outer, inner = layer.levels["outer"], layer.levels["inner"]
+  outer, inner = layer.levels
   assert outer.steps.tolist() == inner.steps.tolist() == [1]
   for whole in (ledger.choices(outer), ledger.arrived(inner)):
     assert sum(part.counts for part in whole.parts) == whole.counts

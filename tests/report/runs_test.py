@@ -117,9 +117,11 @@ def test_a_directory_whose_name_has_wildcards(tmp_path):
 
 @pytest.mark.parametrize("name, value", [
     ("MoE2D.expert_x", "16"), ("run.mesh_shape", "'outer:2,batch:2'"),
+    ("wide/MoE1D.expert", "2"), ("MoE1D.expert", None),
     ("MoE2D.expert", None), ("run.optimizer", None), ("twice.value", None)])
 def test_parameters(name, value):
   run = runs.Run("", "", {}, {}, "MoE2D.expert_x = 16\nencoder/MoE2D.expert = 1"
+                 "\nwide/mtf_moe.MoE1D.expert = 2"
                  "\nrun.mesh_shape = 'outer:2,batch:2'\nrun.optimizer = \\\n"
                  "  @a\ntwice.value = 1\ntwice.value = 2\n")
   assert run.parameter(name) == value
@@ -152,8 +154,8 @@ def test_a_plan_that_is_none(tmp_path, text):
 
 
 @pytest.mark.parametrize("name", [
-    "plan.json", "operative_config.gin", "a.out.tfevents.b", "eval_a/a.out."
-    "tfevents.b"])
+    "plan.json", "layers.json", "operative_config.gin", "a.out.tfevents.b",
+    "eval_a/a.out.tfevents.b"])
 def test_what_is_no_plain_file(tmp_path, name):
   """Reading it would never end."""
   event_files.write(tmp_path, {1: {"loss": 1.0}})

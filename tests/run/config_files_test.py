@@ -1,5 +1,9 @@
 """What is wrong with a gin file is told with its name and the line."""
 
+import importlib
+import sys
+import types
+
 from absl import flags
 from absl.testing import flagsaver
 import gin
@@ -53,6 +57,28 @@ def test_other_ends_of_lines(tmp_path, end):
   (tmp_path / "my.gin").write_bytes(text.encode())
   read(tmp_path, files=["my.gin"])
   assert gin.query_parameter("run.train_steps") == 3
+
+
+def test_names_that_t5_has_left_behind(tmp_path, monkeypatch):
+  """As its own command does: some of its gin files still have them."""
+  (tmp_path / "my.gin").write_text(
+      "vocabularies.Vocabulary.extra_ids = 100\n"
+      "run.eval_dataset_fn = @old_function\nrun.eval_dataset_fn = None\n")
+  refused = "No configurable matching 'vocabularies.Vocabulary'"
+  assert said(tmp_path, files=["my.gin"]).startswith(refused)
+  gin.clear_config()
+  t5 = types.ModuleType("t5.models.mesh_transformer")
+  monkeypatch.setitem(sys.modules, "t5", types.ModuleType("t5"))
+  monkeypatch.setitem(sys.modules, t5.__name__, t5)
+  assert said(tmp_path, files=["my.gin"]).startswith(refused)
+  gin.clear_config()
+  t5.DEPRECATED_GIN_REFERENCES = ("vocabularies.Vocabulary", "old_function")
+  read(tmp_path, "run.train_steps = 3", files=["my.gin"])
+  assert gin.query_parameter("run.train_steps") == 3
+  gin.clear_config()
+  assert "matching 'Vocabulary'" in said(tmp_path, "Vocabulary.extra_ids = 100")
+  gin.clear_config()
+  assert "no_such_module" in said(tmp_path, "import no_such_module")
 
 
 def test_a_file_that_includes_itself(tmp_path, monkeypatch):
@@ -125,13 +151,23 @@ def test_a_directory(tmp_path):
       f"the gin file {tmp_path}/my.gin is a directory.")
 
 
+def _import_from(directory, monkeypatch):
+  """Not with `syspath_prepend`, which takes any pkg_resources for setuptools'.
+
+  Where setuptools has none any more, mesh_tensorflow gets one with the two
+  functions that it needs.
+  """
+  monkeypatch.setattr(sys, "path", [str(directory), *sys.path])
+  importlib.invalidate_caches()
+
+
 @pytest.mark.parametrize("text, why", [
     (None, "ModuleNotFoundError: No module named 'my_module'"),
     ("x = 1\nx = y\n", "NameError: name 'y' is not defined"),
     ("x = 1 +\n", "SyntaxError: invalid syntax"),
 ])
 def test_modules(tmp_path, monkeypatch, text, why):
-  monkeypatch.syspath_prepend(tmp_path)
+  _import_from(tmp_path, monkeypatch)
   if text:
     (tmp_path / "my_module.py").write_text(text)
   assert said(tmp_path, modules=["my_module"]).startswith(
@@ -139,7 +175,7 @@ def test_modules(tmp_path, monkeypatch, text, why):
 
 
 def test_a_module_that_a_file_imports(tmp_path, monkeypatch):
-  monkeypatch.syspath_prepend(tmp_path)
+  _import_from(tmp_path, monkeypatch)
   (tmp_path / "failing.py").write_text("x = 1\nx = y\n")
   (tmp_path / "my.gin").write_text("import failing\n")
   told = said(tmp_path, files=["my.gin"])

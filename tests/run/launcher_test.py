@@ -144,29 +144,31 @@ def test_a_program_that_only_returns(directory):
 # What is no program.
 
 
-@pytest.mark.parametrize("arguments, status, message", [
-    ([], 2, "no program given"),
-    (["--model_dir=x"], 2, "--model_dir=x is no program"),
-    (["no_such_module"], 1, "no_such_module is no module"),
-    (["mesh_tensorflow.no.such"], 1, "mesh_tensorflow.no.such is no module"),
-    (["no/such/file.py"], 1, "no/such/file.py is no module"),
-    (["no_file.py"], 1, "no_file.py is no module"),
-    (["mesh_tensorflow"], 1, "mesh_tensorflow is no module that can be run"),
-    (["ls"], 1, "ls is no module"),  # On the path, and not Python.
+def _line(*arguments):
+  """What Python writes to standard error, with the status 1."""
+  line, = _status(*arguments).splitlines()
+  return line
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ([], "no program given"),
+    (["--model_dir=x"], "--model_dir=x is no program"),
+    (["no_such_module"], "no_such_module is no module"),
+    (["mesh_tensorflow.no.such"], "mesh_tensorflow.no.such is no module"),
+    (["no/such/file.py"], "no/such/file.py is no module"),
+    (["no_file.py"], "no_file.py is no module"),
+    (["mesh_tensorflow"], "mesh_tensorflow is no module that can be run"),
+    (["ls"], "ls is no module"),  # On the path, and not Python.
 ])
-def test_mistakes_are_told_in_a_line(arguments, status, message, capsys):
-  assert _status(*arguments) == status
-  line, = capsys.readouterr().err.splitlines()
-  assert line.startswith(f"mtf_moe.run: {message}")
+def test_mistakes_are_told_in_a_line(arguments, message):
+  assert _line(*arguments).startswith(f"mtf_moe.run: {message}")
 
 
-def test_files_that_python_does_not_run(directory, capsys):
+def test_files_that_python_does_not_run(directory):
   (directory / "empty").mkdir()
   _write(directory / "program", "#!/bin/sh\necho 1\n")
   for name in ["./empty", "./program"]:
-    assert _status(name) == 1
-    line, = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"mtf_moe.run: {name} is no module")
+    assert _line(name).startswith(f"mtf_moe.run: {name} is no module")
 
 
 def test_what_a_program_lacks_is_its_own_error(directory):

@@ -1,6 +1,7 @@
 """Meshes and layouts that cannot be, in one line before anything is run."""
 
 import logging
+import re
 
 import mesh_tensorflow as mtf
 import pytest
@@ -39,6 +40,21 @@ def test_no_mesh(files, bindings):
 def test_meshes(shape, said):
   with pytest.raises(ValueError, match=f"run.mesh_shape = '{shape}' .*{said}"):
     build(f"run.mesh_shape = '{shape}'")
+
+
+def test_pairs():
+  build("run.mesh_shape = [('outer', 1), ('batch', 1)]",
+        "run.layout_rules = [('batch', 'batch')]")
+  for name, values in [
+      ("mesh_shape", ["{'batch': 1}", "['batch:1']", "[('batch', '1')]", "3"]),
+      ("layout_rules", ["{'batch': 'batch'}", "['batch:batch']", "['ab']",
+                        "[('batch', 'batch', 'outer')]", "3", "None"])]:
+    for value in values:
+      with pytest.raises(ValueError, match=(
+          rf"run\.{name} = {re.escape(value)} cannot be read: write pairs")):
+        build(f"run.{name} = {value}")
+  with pytest.raises(ValueError, match="'batch' the size 0: make it an integ"):
+    build("run.mesh_shape = [('outer', 1), ('batch', 0)]")
 
 
 @pytest.mark.parametrize("mesh, rules, said", [

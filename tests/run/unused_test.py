@@ -61,7 +61,11 @@ def test_a_macro_without_use(line, meant, tmp_path, warnings):
 
 @pytest.mark.parametrize("line, why", [
     ("wide/MoE2D.expert_x = 3", "nothing runs in the scope 'wide'"),
-    ("encoder/wide/MoE2D.expert_x = 3", "nothing runs in the scope 'wide'"),
+    ("wide/encoder/MoE2D.expert_x = 3", "nothing runs in the scope 'wide'"),
+    ("encoder/MoE2D.expert_x = 3", "a model with run.model_type = 'lm' has no "
+     "encoder. Leave encoder/ out, or choose"),
+    ("decoder/make_layer_stack.num_layers = 2", "'lm' has no decoder"),
+    ("student/decoder/MoE2D.expert_x = 3", "'lm' has no student"),
     ("AdamWeightDecayOptimizer.beta_1 = 0.5", "nothing in this configuration "
      "refers to @AdamWeightDecayOptimizer"),
     ("LocalSelfAttention.radius = 7", "refers to @LocalSelfAttention"),
@@ -74,11 +78,46 @@ def test_a_binding_without_effect(line, why, warnings):
   assert "has no effect" in warning and why in warning
 
 
+@pytest.mark.parametrize("model_type, line, why", [
+    ("aligned", "decoder/MoE2D.expert_x = 3", "'aligned' has no decoder"),
+    ("delimited_lm", "encoder/MoE2D.expert_x = 3", "has no encoder"),
+    ("bitransformer", "teacher/MoE2D.expert_x = 3", "has no teacher"),
+    ("bitransformer", "encoder/wide/MoE2D.expert_x = 3", "scope 'wide'"),
+])
+def test_scopes_of_other_models(model_type, line, why, warnings):
+  read(f"run.model_type = {model_type!r}", line)
+  warning, = warnings()
+  assert "has no effect" in warning and why in warning
+
+
+def test_what_each_stack_has_set(warnings):
+  """The defaults of mesh_tensorflow set the layers, one by one."""
+  line = "make_layer_stack.layers = [@mtf_moe.MoE2D]"
+  read("run.model_type = 'bitransformer'", line)
+  warning, = warnings()
+  assert ("has no effect: encoder/make_layer_stack.layers and decoder/make_laye"
+          "r_stack.layers are set") in warning
+  gin.clear_config()
+  read("run.model_type = 'bitransformer'",
+       "encoder/MoE2D.expert_x = 2", "MoE2D.expert_x = 4",
+       *[f"{stack}/{line}" for stack in ("encoder", "decoder")])
+  assert len(warnings()) == 1
+  gin.clear_config()
+  read("run.model_type = 'bitransformer'", "MoE2D.expert_x = 4",
+       "encoder/make_layer_stack.layers = [@mtf_moe.MoE2D, @wide/MoE2D]",
+       "encoder/MoE2D.expert_x = 2", "decoder/MoE2D.expert_x = 2",
+       "wide/MoE2D.expert_y = 2")
+  assert len(warnings()) == 1
+
+
 @pytest.mark.parametrize("lines", [
     ["batch_size = 4", "sequence_length = 16", "dropout_rate = 0.1"],
     ["wide/MoE2D.expert_x = 4", "make_layer_stack.layers = [@wide/MoE2D]"],
     ["encoder/make_layer_stack.num_layers = 2", "decoder/num_layers = 2",
-     "decoder/make_layer_stack.num_layers = %decoder/num_layers"],
+     "decoder/make_layer_stack.num_layers = %decoder/num_layers",
+     "run.model_type = 'bitransformer'"],
+    ["encoder/MoE2D.expert_x = 4",
+     "make_layer_stack.layers = [@encoder/MoE2D]"],
     # Of a class that one in use extends.
     ["SelfAttention.num_heads = 2",
      "make_layer_stack.layers = [@EncDecAttention]"],

@@ -92,6 +92,40 @@ def layer_model(case, optimizer="sgd", input_gradient=True, **hparams):
   return model
 
 
+def levels_model(level_list, layout, mesh_shape, dispatch):
+  """The layer of some levels, its gradients and an update.
+
+  Args:
+    level_list: the experts of each level.
+    layout: an input to mtf.convert_to_layout_rules.
+    mesh_shape: an input to mtf.convert_to_shape.
+    dispatch: the way in which tokens move.
+
+  Returns:
+    a model_fn for `simd.build`
+  """
+  def model(tensors):
+    inputs = tensors["inputs"]
+    outputs, loss = mtf_moe.transformer_moe_layer(
+        inputs, inputs.shape.dims[-1],
+        {"moe_hidden_size": 8, "moe_group_size": 8, "moe_dispatch": dispatch,
+         "moe_second_policy_train": "threshold", "moe_summaries": False,
+         "moe_min_expert_capacity": 1},
+        True, harness.variable_dtype(), layout=layout, mesh_shape=mesh_shape,
+        levels=level_list)
+    variables = outputs.graph.trainable_variables
+    input_gradient, *gradients = mtf.gradients(
+        [mtf.reduce_sum(mtf.square(outputs)) + loss],
+        [inputs, *(v.outputs[0] for v in variables)])
+    exported = {"output": outputs, "loss": loss,
+                "input_gradient": input_gradient, **{
+                    f"gradient of {v.name}": gradient
+                    for v, gradient in zip(variables, gradients)}}
+    return exported, OPTIMIZERS["sgd"]().apply_grads(gradients, variables)
+
+  return model
+
+
 def microbatched_model(case, optimizer="sgd", num_microbatches=2, **hparams):
   """The bare layer, trained one part of the batch after the other."""
   _, b1, _ = case.token_dims()

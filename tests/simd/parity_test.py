@@ -7,10 +7,14 @@ The ordinary run covers each factor in a few combinations; all of them:
 
 import itertools
 
+import mesh_tensorflow as mtf
+import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from mtf_moe import levels
 from tests import harness
+from tests.oracle import case as case_lib
 from tests.simd import comparison
 from tests.simd import models
 from tests.simd import placement
@@ -29,17 +33,34 @@ _PERMUTED = [2, 0, 3, 1]
 
 
 def layer_run(rows, columns, optimizer, num_microbatches=1, **changed):
-  """The bare layer; moe_dispatch and attributes of the Case can be changed."""
-  dispatch = changed.pop("moe_dispatch", "einsum")
+  """The bare layer; moe_* names and attributes of the Case can be changed."""
+  hparams = {name: changed.pop(name) for name in list(changed)
+             if name.startswith("moe_")}
   case = models.case_on(rows, columns, **changed)
   if num_microbatches == 1:
-    model = models.layer_model(case, optimizer, moe_dispatch=dispatch)
+    model = models.layer_model(case, optimizer, **hparams)
   else:
     model = models.microbatched_model(
-        case, optimizer, num_microbatches, moe_dispatch=dispatch)
+        case, optimizer, num_microbatches, **hparams)
   return comparison.Run(
       model, models.mesh_shape(case), case.layout,
       models.layer_signature(case), models.layer_feeds(case), case.weights)
+
+
+def levels_run(num_levels, dispatch):
+  """The layer of some levels, two slices along as many axes of a mesh."""
+  axes = ["first", "second", "third"][:num_levels]
+  layout = levels.canonical_layout(num_levels, axes)
+  mesh_shape = ",".join(f"{axis}:2" for axis in axes)
+  dims = [mtf.Dimension(name, 4) for name in levels.batch_names(num_levels)]
+  shape = mtf.Shape([*dims, mtf.Dimension("length", 4),
+                     mtf.Dimension("d_model", 6)])
+  rng = np.random.default_rng(0)
+  return comparison.Run(
+      models.levels_model([4, 2, 2][:num_levels], layout, mesh_shape, dispatch),
+      mesh_shape, layout, {"inputs": (tf.float32, shape)},
+      {"inputs": rng.integers(-8, 9, size=shape.to_integer_list) / 8},
+      case_lib.Case().weights)
 
 
 def transformer_run(rows, columns, *args, **moe):
@@ -99,6 +120,22 @@ LAYERS = {
 def test_layer(name):
   args, changed, options = LAYERS[name]
   check(layer_run(*args, **changed), **options)
+
+
+@pytest.mark.parametrize("gating", [
+    "switch", ("switch_max", "ntlb"), ("expert_selection", "top_n"),
+    ("group_limited", "expert_choice")], ids=str)
+def test_routers(gating):
+  check(layer_run(
+      2, 2, "sgd", moe_gating=gating, moe_switch_policy_train="argmax",
+      moe_ntlb_top_k=2, moe_top_n_num_experts_per_token=2,
+      moe_limited_num_groups=2, moe_limited_top_groups=1))
+
+
+@pytest.mark.parametrize("num_levels, dispatch", [
+    (1, "einsum"), (3, "einsum"), (3, "index")])
+def test_levels(num_levels, dispatch):
+  check(levels_run(num_levels, dispatch))
 
 
 def test_transformer():

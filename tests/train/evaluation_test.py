@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-import mtf_moe
-from mtf_moe.train import console
+from mtf_moe import transformer_layers
+from mtf_moe.run import console
 from mtf_moe.train import evaluation
 from tests import gin_config
 from tests import harness
@@ -170,13 +170,18 @@ def test_what_dropping_tokens_costs(model):
       gap * NUM_TOKENS / math.log(2) / NUM_BYTES, abs=1e-4)
 
 
-def test_every_scope_is_dropless():
-  gin_config.parse(bindings=["encoder/MoE2D.expert_x = 4"])
+@pytest.mark.parametrize("kind", ["MoE1D", "MoE2D", "MoE"])
+def test_every_scope_is_dropless(kind):
+  """Also one that sets it, and layers of any number of levels."""
+  gin_config.parse(bindings=[
+      f"encoder/{kind}.hidden_size = 4",
+      f"decoder/{kind}.dropless_eval = False"])
   report = evaluation._Report(dict(eval_dir_suffix="mine"))
   report.begin_dropless()
-  with gin.config_scope("encoder"):
-    hparams = mtf_moe.MoE2D().hparams
-  assert hparams.moe_num_experts == (4, 8) and hparams.moe_dropless_eval
+  for scope, hidden_size in (("encoder", 4), ("decoder", 4096), (None, 4096)):
+    with gin.config_scope(scope):
+      hparams = getattr(transformer_layers, kind)().hparams
+    assert hparams.moe_hidden_size == hidden_size and hparams.moe_dropless_eval
   assert gin.query_parameter("run.eval_dir_suffix") == "mine_dropless"
 
 

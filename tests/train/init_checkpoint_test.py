@@ -63,6 +63,8 @@ def test_all_is_taken_over_and_the_step(source, other):
       rf"\1 variables taken over \(of step {STEP}\); (\d+) of \2 optimizer "
       rf"slots taken over; the run starts at step {STEP}, at the beginning of "
       "its data", said)
+  assert (f"beginning at step {STEP}, from {source.directory}/model.ckpt-{STEP}"
+          in said) and "resuming" not in said
   with open(os.path.join(other.directory, "made_with.json")) as f:
     assert json.load(f)["began"] == {
         "init_checkpoint": f"{source.directory}/model.ckpt-{STEP}",
@@ -87,6 +89,7 @@ def test_a_run_in_pieces_comes_to_the_same(source, other, tmp_path):
   said = train(moved, copied, steps=STEP + 4)
   assert (f"going on from model.ckpt-{STEP + 2}; run.init_checkpoint was taken "
           "over at the first start, and is not needed any more") in said
+  assert f"resuming at step {STEP + 2}" in said and "beginning" not in said
   train(moved, steps=steps)  # Nor to be named.
   actual = bits(moved.directory, steps)
   assert actual.keys() == expected.keys()
@@ -117,6 +120,7 @@ def test_another_number_of_layers_and_no_step(source, other):
   new, = re.findall(r"(\d+) start anew: (\S+block_001\S+),", said)
   assert int(new[0]) > 3
   assert "the run starts at step 0" in said
+  assert f"beginning at step 0, from {source.directory}" in said
   before, after = variables(source.directory, STEP), variables(
       other.directory, 0)
   assert after.pop("global_step") == 0

@@ -84,7 +84,7 @@ def heard(monkeypatch):
   lines = []
   for name in ("say", "warn"):
     monkeypatch.setattr(
-        f"mtf_moe.train.console.{name}",
+        f"mtf_moe.run.console.{name}",
         lambda text, name=name: lines.append(f"{name}: {text}"))
   return lines
 
@@ -171,17 +171,24 @@ FREE = [
     "MoE2D.second_policy_eval = 'none'", "MoE2D.second_threshold_eval = 0.1",
     "MoE2D.loss_coef = 0.1", "MoE2D.z_loss = 0.1", "MoE2D.summaries = False",
     "MoE2D.dropout_rate = 0.1", "dropout_rate = 0.2",
-    "MoE2D.use_second_place_loss = True", "batch_size = 8",
+    "MoE2D.use_second_place_loss = True",
     "run.mesh_shape = 'outer:2,batch:2'", "run.learning_rate_schedule = 0.5",
     "Unitransformer.max_length = 99", "Unitransformer.label_smoothing = 0.1",
     # The same under another name.
     "vocabulary/gin.singleton.constructor = @SameVocabulary"]
 
 
+# What training needs to find its place in the data again.
+BATCHES = ["batch_size = 8", "sequence_length = 32"]
+
+
 @pytest.mark.parametrize("bindings, files", [
     ([], []), ([], [PERPLEXITY]), (FREE, []),
     # And what belongs to training.
-    ([*FREE, SGD, "train_model.seed = 5"], [PERPLEXITY])])
+    ([*FREE, *BATCHES, SGD, "train_model.seed = 5"], [PERPLEXITY]),
+    # The data begins anew in each run.
+    ([*FREE, *BATCHES, "run.skip_seen_data = False"], []),
+    (["run.batch_size = ('tokens_per_batch', 64)"], [])])
 def test_what_may_be_changed_is_passed_over(bindings, files, trained, heard):
   check(trained, *bindings, files=files)
   assert not heard
@@ -198,6 +205,11 @@ def test_what_may_be_changed_is_passed_over(bindings, files, trained, heard):
      r"warn: .*get_variable_dtype\.activation_dtype = 'bfloat16', and was 'f"),
     ([], ["train_model.seed = 5"], r"warn: .*train_model\.seed = 5, and was 0"),
     ([], ["text_dataset.shuffle_seed = 5"], r"warn: .*shuffle_seed = 5, and w"),
+    ([], ["batch_size = 8"], r"warn: .*run.batch_size \(in sequences\) = 8, and"
+     " was 4: the data does not go on where it was .run.skip_seen_data.$"),
+    ([], ["sequence_length = 32"], "warn: .*run.sequence_length = .*inputs 32, "
+     "targets 32, and was inputs 16, targets 16: the data does not go on whe"),
+    ([], ["run.ensemble_inputs = 2"], "warn: .* = 8, and was 4: the data"),
 ])
 def test_what_may_be_meant_is_told(files, bindings, said, trained, heard):
   bindings = [other_text(trained) if line == "other text" else line

@@ -43,6 +43,7 @@ def test_held_by_one(tmp_path):
 
 @pytest.mark.parametrize("name", [
     "running", "train.log", "command", "command.1", "operative_config.gin",
+    "layers.json", "layers.json.tmp",
     "checkpoint", "checkpoint.tmp", "graph.pbtxt", "eval_test_8",
     "validation_eval", "events.out.tfevents.1", "eval_8/words_7_predictions"])
 def test_links_to_files_of_the_user(name, tmp_path):

@@ -48,14 +48,19 @@ def language_model(tmp_path_factory):
       tmp_path_factory.mktemp("language_model"))
 
 
+def _ids(inputs, targets, vocabulary, sequence_length):
+  """Texts as features of an encoder-decoder."""
+  return {
+      feature: utils.encode_inputs(
+          texts, vocabulary, "bitransformer", 1, sequence_length[feature])
+      for feature, texts in [("inputs", inputs), ("targets", targets)]}
+
+
 @gin.configurable(module="tests")
 def numbered_words(sequence_length, vocabulary, dataset_split):
   """A training set of pairs: numbers and words."""
   del dataset_split
-  ids = {
-      feature: utils.encode_inputs(
-          words, vocabulary, "bitransformer", 1, sequence_length[feature])
-      for feature, words in [("inputs", NUMBERS), ("targets", WORDS)]}
+  ids = _ids(NUMBERS, WORDS, vocabulary, sequence_length)
   return tf.data.Dataset.from_tensor_slices({
       **ids, **{f"{feature}_segmentation": np.minimum(array, 1)
                 for feature, array in ids.items()}})
@@ -232,6 +237,37 @@ def test_score_from_strings(encoder_decoder):
     # Written with six digits; sums of five logarithms of up to 20.
     np.testing.assert_allclose(
         scores[mesh], scores[ONE_SLICE], rtol=2e-5, atol=1e-5)
+
+
+@gin.configurable(module="tests")
+def words_to_score(sequence_length, vocabulary, dataset_split):
+  """A list of evaluation sets: the words of all numbers, and a wrong one."""
+  del dataset_split
+  numbers, words = [*NUMBERS, "1"], [*WORDS, WORDS[1]]
+
+  def dataset(sequence_length=sequence_length):
+    return tf.data.Dataset.from_tensor_slices({
+        **_ids(numbers, words, vocabulary, sequence_length),
+        "targets_pretokenized": words})
+
+  def least(targets, scores):
+    assert targets == words
+    return {"right": min(scores[:4]), "wrong": scores[4]}
+
+  return [mtf_dataset.EvalDataset(
+      "words", dataset, lambda scored, **unused: scored, [least])]
+
+
+@pytest.mark.parametrize("bindings", [
+    [], ["save_scores.save_example_text = False"]])
+@pytest.mark.parametrize("mesh", MESHES[::2], ids=str)
+def test_score_eval(mesh, bindings, encoder_decoder, tmp_path):
+  run(encoder_decoder, mesh, "run.mode = 'score_eval'",
+      "run.eval_dataset_fn = @tests.words_to_score", *bindings,
+      f"run.eval_summary_dir = '{tmp_path}'")
+  found = metrics(tmp_path)
+  assert found["eval/words/right"] > math.log(0.5)
+  assert found["eval/words/wrong"] < math.log(0.01)
 
 
 # Where only TensorFlow is known.

@@ -38,9 +38,14 @@ def program(directory, *bindings, files=(), model="model"):
 
 def run(directory, *bindings, files=(), model="model", check=True, **kwargs):
   """Runs the program; returns what it did."""
+  return run_arguments(
+      program(directory, *bindings, files=files, model=model), check, **kwargs)
+
+
+def run_arguments(arguments, check=True, **kwargs):
+  """Runs what `program` has made; returns what it did."""
   return subprocess.run(
-      **program(directory, *bindings, files=files, model=model), **kwargs,
-      capture_output=True, text=True, check=check)
+      **arguments, **kwargs, capture_output=True, text=True, check=check)
 
 
 def newest_step(model):

@@ -51,7 +51,7 @@ def check_report(model):
   run, = runs.read([str(model)])
   assert run.scalars["loss"].steps.tolist() == [1, 5]
   layer, = mixtures.find(run)
-  assert layer.levels["inner"].steps.tolist() == [1, 5]
+  assert layer.level("inner").steps.tolist() == [1, 5]
   (name, evaluation), = run.evaluations.items()
   assert name.startswith("eval_") and "neg_log_perplexity" in evaluation
   assert all(tag.steps.tolist() == [6] for tag in evaluation.values())
@@ -124,7 +124,7 @@ def test_a_time_limit_stops_with_a_checkpoint(directory):
 
 @pytest.mark.parametrize("bindings, said", [
     (["TextFiles.glob = 'none.txt'"], "TextFiles.glob='none.txt' matches no"),
-    (["MoE2D.expert_x = 3"], "MoE2D.expert_x gives dimension 'expert_x' the"),
+    (["MoE2D.expert_x = 3"], "MoE2D.expert_x = 3 gives dimension 'expert_x' "),
     (["no_such.parameter = 1"], "No configurable matching 'no_such'"),
     (["run.train_steps 7"], "--gin_param, line 10, is no gin: Couldn't parse "
      "statement, expected ':' or '='. It says 'run.train_steps 7'."),

@@ -79,6 +79,22 @@ def bound(configurable: str, parameter: str, default: Any = None) -> Any:
   return copy.deepcopy(bindings.get(parameter, default))
 
 
+def in_scopes(parameter: str, *configurables: str) -> list[str]:
+  """What has to be bound so that a parameter has a value in every scope.
+
+  Args:
+    parameter: its name.
+    *configurables: their names, with modules.
+
+  Returns:
+    the names, and those with a scope in which the parameter is bound, too
+  """
+  scoped = [f"{scope}/{selector}"
+            for (scope, selector), bound in gin.config._CONFIG.items()
+            if scope and selector in configurables and parameter in bound]
+  return [*configurables, *scoped]
+
+
 def resolved(value) -> tuple[Any, str | None]:
   """A bound value with that of macros in place of their names.
 

@@ -20,7 +20,7 @@ import gin
 from gin import config as gin_config
 import tensorflow.compat.v1 as tf
 
-from mtf_moe.run import gin_values
+from mtf_moe.run import gin_bindings
 from mtf_moe.run import references
 
 # A check returns the value to use, or raises ValueError with what is allowed.
@@ -37,10 +37,10 @@ def check():
   """
   for (scope, selector), parameters in list(gin_config._CONFIG.items()):
     configurable = gin_config._REGISTRY[selector]
-    if not gin_values.is_of_packages(configurable):
+    if not gin_bindings.is_of_packages(configurable):
       continue
     for parameter, bound in list(parameters.items()):
-      value, macro = gin_values.resolved(bound)
+      value, macro = gin_bindings.resolved(bound)
       name = gin_config._format_binding_key(scope, selector, parameter)
       references.check(f"{configurable.name}.{parameter}", name, value)
       accepted = _accepted(configurable, parameter, value, name, macro)
@@ -86,7 +86,8 @@ def _check_of(configurable, parameter) -> _Check | None:
   if default is inspect.Parameter.empty:
     return None
   if inspect.isroutine(default) or inspect.isclass(default):
-    return references.function("@" + default.__name__)
+    return references.function(
+        "@" + default.__name__, classes=inspect.isclass(default))
   if isinstance(default, bool):
     return _boolean
   if isinstance(default, int):
@@ -123,24 +124,40 @@ def _anything(value):
   return value
 
 
-def _integer(lowest: int | None = 1, none=False, functions=False) -> _Check:
-  """A check for integers from `lowest` on, and for None where it means none."""
-  allowed = {None: "an integer", 1: "a positive integer"}.get(
-      lowest, f"an integer of {lowest} or more")
+def _check_that(convert: Callable[[Any], Any], allowed: str, none: bool,
+                functions: bool) -> _Check:
+  """A check for what `convert` makes a number of, and not None.
+
+  And for None itself and references to functions, where these are allowed too.
+  """
   if none:
     allowed += ", or None"
 
-  def check_integer(value):
+  def check_number(value):
     if value is None and none:
       return value
     if isinstance(value, gin_config.ConfigurableReference) and functions:
       return value
-    number = as_integer(value)
-    if number is None or (lowest is not None and number < lowest):
+    number = convert(value)
+    if number is None:
       raise ValueError(f"must be {allowed}")
     return number
 
-  return check_integer
+  return check_number
+
+
+def _integer(lowest: int | None = 1, none=False, functions=False) -> _Check:
+  """A check for integers, from `lowest` on where there is one."""
+
+  def convert(value):
+    number = as_integer(value)
+    if number is None or (lowest is not None and number < lowest):
+      return None
+    return number
+
+  allowed = {None: "an integer", 1: "a positive integer"}.get(
+      lowest, f"an integer of {lowest} or more")
+  return _check_that(convert, allowed, none, functions)
 
 
 def as_integer(value) -> int | None:
@@ -152,9 +169,29 @@ def as_integer(value) -> int | None:
   return int(value)
 
 
+def _positive(value):
+  """The positive integer that a value means, or None.
+
+  Or a call, for what that returns, as the lengths in gin files of T5 are.
+  """
+  if _comes_from_a_function(value):
+    return value
+  number = as_integer(value)
+  return number if number is not None and number > 0 else None
+
+
 def _number(lowest=0.0, below=math.inf, none=False, above=None,
             functions=False) -> _Check:
   """A check for finite numbers, from `lowest` or above `above`, to `below`."""
+
+  def convert(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (
+        math.isfinite(value) and value < below
+        and (lowest is None or value >= lowest)
+        and (above is None or value > above)):
+      return None
+    return value
+
   allowed = "a number"
   if above is not None:
     allowed += f" above {above:g}"
@@ -162,22 +199,7 @@ def _number(lowest=0.0, below=math.inf, none=False, above=None,
     allowed += f" of {lowest:g} or more"
   if below < math.inf:
     allowed += f" and below {below:g}"
-  if none:
-    allowed += ", or None"
-
-  def check_number(value):
-    if value is None and none:
-      return value
-    if isinstance(value, gin_config.ConfigurableReference) and functions:
-      return value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (
-        math.isfinite(value) and value < below
-        and (lowest is None or value >= lowest)
-        and (above is None or value > above)):
-      raise ValueError(f"must be {allowed}")
-    return value
-
-  return check_number
+  return _check_that(convert, allowed, none, functions)
 
 
 def _factors(value):
@@ -201,18 +223,14 @@ _METHODS = ("sequences_per_batch", "tokens_per_batch", "sequences_per_replica",
 
 
 def _batch_size(value):
-  if isinstance(value, (list, tuple)):
-    if len(value) == 2 and value[0] in _METHODS:
-      number = as_integer(value[1])
-      if number is not None and number > 0:
-        return (value[0], number)
-  else:
-    number = as_integer(value)
-    if number is not None and number > 0:
-      return number
-  raise ValueError(
-      "must be a positive integer, or a pair such as "
-      f'("tokens_per_batch", 2048), with one of {", ".join(_METHODS)}')
+  is_pair = (isinstance(value, (list, tuple)) and len(value) == 2
+             and value[0] in _METHODS)
+  number = _positive(value[1] if is_pair else value)
+  if number is None:
+    raise ValueError(
+        "must be a positive integer, or a pair such as "
+        f'("tokens_per_batch", 2048), with one of {", ".join(_METHODS)}')
+  return (value[0], number) if is_pair else number
 
 
 def _lengths(value):
@@ -221,8 +239,8 @@ def _lengths(value):
     return value
   if isinstance(value, dict):
     return _lengths_by_feature(value)
-  number = as_integer(value)
-  if number is None or number < 1:
+  number = _positive(value)
+  if number is None:
     raise ValueError(
         "must be a positive integer, or a dict of them, such as "
         '{"inputs": 128, "targets": 128}')
@@ -231,22 +249,22 @@ def _lengths(value):
 
 def _lengths_by_feature(value):
   wrong = {key: length for key, length in value.items()
-           if not isinstance(key, str) or (as_integer(length) or 0) < 1}
+           if not isinstance(key, str) or _positive(length) is None}
   if wrong:
     raise ValueError(
         f"has {wrong!r}: write positive integers by the name of the feature, "
         'such as {"inputs": 128, "targets": 128}')
-  run = functools.partial(gin_values.bound, "utils.run")
+  run = functools.partial(gin_bindings.bound, "utils.run")
   # Which else has no inputs.
   continues = run("mode") in ("infer", "export_infer", "export")
   only_targets = run("model_type") in ("lm", "delimited_lm") and not continues
   for feature in ("targets",) if only_targets else ("inputs", "targets"):
     if feature not in value:
+      known = filter(None, map(as_integer, value.values()))
       raise ValueError(
           f"has no {feature!r}: add its length, such as {feature!r}: "
-          f"{max(map(as_integer, value.values()), default=128)}, or write one "
-          "integer for all")
-  return {key: as_integer(length) for key, length in value.items()}
+          f"{max(known, default=128)}, or write one integer for all")
+  return {key: _positive(length) for key, length in value.items()}
 
 
 def _devices(value):
@@ -334,8 +352,7 @@ _TABLE: dict[str, _Check] = {
     "run.mesh_devices": _devices,
     "infer_model.checkpoint_paths": _paths,
     "files": references.function("@mtf_moe.TextFiles()", none=True),
-    "Unitransformer.loss_fn": references.function(
-        "@adaptive_softmax.adaptive_softmax_loss_fn", none=True),
+    "Unitransformer.loss_fn": references.loss_function,
     "run.perplexity_eval_steps": _integer(none=True),
     "run.sequence_length": _lengths,
     "run.total_run_steps": _integer(none=True),
@@ -370,6 +387,7 @@ _TABLE: dict[str, _Check] = {
     "sublayer_rezero.initial_value": _number(lowest=None),
     "constant_learning_rate.learning_rate": _number(),
     "linear_warmup.steps_or_fraction": _number(),
+    "linear_decay.steps_or_fraction": _number(above=0),  # Of 0, none decays.
     "offset": _number(lowest=None),
     "factors": _factors,
     "warmup_steps": _number(),

@@ -1,9 +1,9 @@
 """Values of a wrong kind are refused by name, before anything is built."""
 
 import gin
+from mesh_tensorflow.transformer import adaptive_softmax
 import pytest
 
-from mtf_moe.run import values
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import beam_search
 from mtf_moe.train import evaluation
@@ -13,9 +13,21 @@ from mtf_moe.train import training
 from tests import gin_config
 
 # What gin knows of.
-assert all((beam_search, evaluation, sampling, text_data, training, values))
+assert all((adaptive_softmax, beam_search, evaluation, sampling, text_data,
+            training))
 
 FILES = ["models/lm_tiny.gin", "meshes/cpu_1.gin", "data/bytes.gin"]
+
+
+@gin.configurable(module="value_kinds_test")
+def loss(*args, scale=gin.REQUIRED):
+  """A user's own function, with a parameter for gin."""
+  return args, scale
+
+
+@gin.configurable(module="value_kinds_test")
+def length():
+  return 16
 
 
 def parse(*bindings):
@@ -92,6 +104,10 @@ def test_the_model_of_floats_is_that_of_integers():
     ("make_layer_stack.layers = []", r"layers = \[\] must be a list of refer"),
     ("run.vocabulary = 'bytes'", "run.vocabulary = 'bytes' must be a refere"),
     ("run.sequence_length = {'inputs': 9}", "has no 'targets': add its l"),
+    ("run.sequence_length = {'inputs': @value_kinds_test.length()}",
+     "has no 'targets': add its length, such as 'targets': 128"),
+    ("run.sequence_length = {'targets': @value_kinds_test.length(), 'inputs': "
+     "0}", "{'inputs': 0}: write positive integers"),
     ("run.sequence_length = {}", "= {} has no 'targets'"),
     ("run.sequence_length = {'targets': 9, 2: 9}", "has {2: 9}: write positi"),
     ("run.sequence_length = {'targets': 'a'}", "has {'targets': 'a'}: write p"),
@@ -112,6 +128,15 @@ def test_the_model_of_floats_is_that_of_integers():
     ("run.predict_fn = 'beam'", "'beam' must be a ref.*BeamSearch.*, or None"),
     ("text_dataset.files = 'a.txt'", "must be a ref.*@mtf_moe.TextFiles.., or"),
     ("Unitransformer.loss_fn = 'x'", "Unitransformer.loss_fn = 'x' must be a "),
+    ("Unitransformer.loss_fn = @mtf_moe.MoE2D", "loss_fn = @mtf_moe.MoE2D is a "
+     "class: give a function, such as @adaptive_softmax.*, or None"),
+    ("decoder/Unitransformer.loss_fn = @mtf_moe.TextFiles", "is a class: give"),
+    ("Unitransformer.loss_fn = @linear_warmup", "computes no loss .*: give a fu"
+     "nction of model, context, logits, targets, output_vocab_dim, such as"),
+    ("infer_model.decode_fn = @mtf_moe.MoE2D", "is a class: give a function, su"
+     "ch as @decode_from_file"),
+    ("linear_decay.steps_or_fraction = 0", "must be a number above 0"),
+    ("linear_decay.steps_or_fraction = -1", "must be a number above 0"),
     ("make_layer_stack.layers = [@mtf_moe.MoE2D, @mtf_moe.ByteVocabulary]",
      "ByteVocabulary.* must be a list of references to layers"),
     ("make_layer_stack.layers = [@mtf_moe.MoE2D, @mtf_moe.text_dataset]",
@@ -155,6 +180,7 @@ def test_switches_are_on_or_off(name, value):
     ("run.optimizer = @mtf_moe.MoE2D", "another kind: .*'apply_grads', as @op"),
     ("text_dataset.files = @mtf_moe.TextFiles", r"with .*mtf_moe.TextFiles\("),
     ("make_layer_stack.layers = [@mtf_moe.MoE2D()]", "without parentheses"),
+    ("Unitransformer.loss_fn = @mtf_moe.MoE2D()", "without parentheses"),
 ])
 def test_parentheses(binding, said):
   with pytest.raises(ValueError, match=said):
@@ -164,7 +190,13 @@ def test_parentheses(binding, said):
 @pytest.mark.parametrize("binding", [
     "run.train_steps = @auto_train_steps", "run.keep_checkpoint_max = None",
     "run.learning_rate_schedule = [0.1, @linear_warmup, 2]",
+    "Unitransformer.loss_fn = @adaptive_softmax_loss_fn",
+    "Unitransformer.loss_fn = @value_kinds_test.loss",
+    "MoE2D.experts = @value_kinds_test.loss",
+    "linear_decay.steps_or_fraction = 1e-3",
     "linear_warmup.steps_or_fraction = 0.05", "run.sequence_length = None",
+    "run.sequence_length = {'targets': @value_kinds_test.length()}",
+    "run.batch_size = ('tokens_per_batch', @value_kinds_test.length())",
     "run.sequence_length = {'targets': 8}", "run.mesh_devices = ['', 'cpu:0']",
     "text_dataset.files = @mtf_moe.TextFiles()", "run.eval_dataset_fn = None",
     "make_layer_stack.layers = [[@mtf_moe.MoE2D, 'a', {'hidden_size': 8}]]",

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from mtf_moe.train import console
+from mtf_moe.run import console
 from mtf_moe.train import progress
 from tests.train import program
 
@@ -107,7 +107,7 @@ def test_a_live_bar(tmp_path):
 
 def test_warnings_stand_out_in_a_terminal():
   written = in_terminal([sys.executable, "-c", """
-from mtf_moe.train import console
+from mtf_moe.run import console
 with console.opened():
   console.warn("look")
 """], env={**os.environ, "PYTHONPATH": program.ROOT})

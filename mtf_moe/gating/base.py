@@ -1,0 +1,177 @@
+"""What all routers share; a router itself is the choice.
+
+Logits, word embeddings, losses, and what is made of a choice.
+
+Shapes: `s` is the group size, `x` the experts and `c` the capacity, after any
+number of batch dimensions.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+import mesh_tensorflow as mtf
+import tensorflow.compat.v1 as tf
+
+from mtf_moe import hparams as hparams_lib
+from mtf_moe import knobs
+from mtf_moe.gating import losses
+from mtf_moe.gating import router as router_lib
+from mtf_moe.gating import routing
+from mtf_moe.gating import word_embeddings
+
+
+def route(
+    router, inputs: mtf.Tensor, outer_expert_dims, experts_dim, capacity_dim,
+    settings: hparams_lib.Level, train: bool, variable_dtype, importance=None,
+    name: str | None = None, num_microbatches: int | None = None,
+    token_embeddings: mtf.Tensor | None = None) -> routing.Routing:
+  """Lets a router choose; everything is computed in float32.
+
+  Args:
+    router: see `router.find`.
+    inputs: a Tensor [<batch dims>, s, m].
+    outer_expert_dims: an optional list of dimensions of `inputs` that have a
+      router each: the experts of the levels above.
+    experts_dim: the Dimension x of the experts to choose from.
+    capacity_dim: the Dimension c of one expert's buffer for one group.
+    settings: those of the level.
+    train: a boolean.
+    variable_dtype: a mtf.VariableDType.
+    importance: an optional Tensor [<batch dims>, s], see `router.Scores`.
+    name: the variable scope of the router; by default `router.scope_name`.
+    num_microbatches: an optional integer, into how many parts the training
+      step is cut; every part's losses are divided by it.
+    token_embeddings: an optional Tensor shaped as `inputs`, the word
+      embeddings, needed where settings.word_embed_mode is set.
+
+  Returns:
+    a `routing.Routing`
+
+  Raises:
+    ValueError: if what the router returns is no choice, or a setting is not
+      allowed.
+  """
+  found = router_lib.find(router)
+  scope = name or router_lib.scope_name(router)
+
+  def linear(name):
+    return mtf.layers.dense(
+        gate_inputs, experts_dim, reduced_dims=gate_inputs.shape.dims[-1:],
+        expert_dims=outer_expert_dims, use_bias=False,
+        variable_dtype=variable_dtype, name=name)
+
+  with tf.variable_scope(scope):  # For variables of the router's own.
+    gate_inputs = found.prepare_inputs(mtf.to_float(inputs), settings, train)
+  if settings.word_embed_mode is not None:
+    gate_inputs = word_embeddings.add_to_gate_inputs(
+        gate_inputs, token_embeddings, settings.word_embed_mode)
+  logits = linear(scope)
+  with tf.variable_scope(scope):
+    scores = router_lib.Scores(
+        found.prepare_logits(logits, settings, train), importance,
+        capacity_dim, settings, train, linear, tuple(outer_expert_dims or ()))
+    choice = _checked(found.choose(scores), scores, router)
+  gates = scores.gates if choice.gates is None else choice.gates
+
+  balance_loss, z_loss = choice.balance_loss, None
+  wanted: Sequence[mtf.Tensor] = ()
+  if isinstance(choice, router_lib.TokenChoice):
+    wanted = _used_only(choice.wanted, scores) or (
+        [scores.used] * len(choice.experts))
+    if balance_loss is None:
+      balance_loss = _balance_loss(choice.experts[0], wanted[0], gates, scores)
+  if train and settings.z_loss is not None:
+    z_loss = settings.z_loss * losses.router_z_loss(
+        scores.logits, experts_dim, importance)
+  if num_microbatches and num_microbatches > 1:
+    balance_loss, z_loss = (
+        loss if loss is None else loss / num_microbatches
+        for loss in (balance_loss, z_loss))
+
+  shared = {
+      "experts_dim": experts_dim, "group_dim": scores.group_dim,
+      "capacity_dim": capacity_dim, "balance_loss": balance_loss,
+      "z_loss": z_loss, "gates": gates, "importance": importance}
+  if isinstance(choice, router_lib.ExpertChoice):
+    return routing.ExpertRouting(
+        tokens=choice.tokens, weights=choice.weights,
+        sends_zero_weights=choice.sends_zero_weights, wanted=choice.wanted,
+        **shared)
+  return routing.TokenRouting(
+      choices=routing.fill_buffers(
+          choice.experts, choice.weights, wanted, experts_dim, capacity_dim),
+      importance_below=found.importance_below(
+          settings, len(choice.experts)), **shared)
+
+
+def _balance_loss(expert, wanted, gates, scores):
+  """That of the first choices, as far as they are wanted."""
+  mask = mtf.one_hot(expert, scores.experts_dim)  # [..., s, x]
+  if scores.importance is not None:  # Else all are.
+    mask, gates = mask * wanted, gates * wanted
+  return losses.balance_loss(
+      mask, gates, scores.group_dim, scores.experts_dim,
+      scores.counted(wanted))
+
+
+def _used_only(wanted, scores):
+  """What is wanted, but by padding: that has no slot whatever a router says."""
+  if wanted is None or scores.importance is None:
+    return wanted
+  return [one * scores.used for one in wanted]
+
+
+def _checked(choice, scores, router):
+  """What a router returned, with the dimensions in order.
+
+  Raises:
+    ValueError: unless it is what it has to be.
+  """
+  s, x, c = scores.group_dim, scores.experts_dim, scores.capacity_dim
+  *batch, _, _ = scores.logits.shape.dims
+  name = router_lib.name_of(router)
+  if isinstance(choice, router_lib.ExpertChoice):
+    dims = {"tokens": [*batch, x, c], "weights": [*batch, x, c],
+            "balance_loss": [], "wanted": [*batch, x], "gates": [*batch, s, x]}
+  elif isinstance(choice, router_lib.TokenChoice):
+    dims = {"experts": [*batch, s], "weights": [*batch, s],
+            "wanted": [*batch, s], "balance_loss": [], "gates": [*batch, s, x]}
+    _check_numbers(choice, name)
+  else:
+    raise knobs.Mistake("gating", name, (
+        f"returned {choice!r}: return a gating.TokenChoice or a "
+        "gating.ExpertChoice."))
+
+  def in_order(field, value):
+    if value is None:
+      return None
+    if isinstance(value, list | tuple):
+      return [in_order(field, one) for one in value]
+    wanted = mtf.Shape(dims[field])
+    dtype = tf.int32 if field in ("experts", "tokens") else tf.float32
+    if not (isinstance(value, mtf.Tensor) and value.dtype == dtype
+            and set(value.shape.dims) == set(wanted.dims)):
+      found = (f"{value.dtype.name} {value.shape}"
+               if isinstance(value, mtf.Tensor) else repr(value))
+      raise knobs.Mistake("gating", name, (
+          f"returned {field} of {found}, where {dtype.name} {wanted} is "
+          "needed."))
+    return value if value.shape == wanted else mtf.transpose(value, wanted)
+
+  return dataclasses.replace(choice, **{
+      field: in_order(field, getattr(choice, field)) for field in dims})
+
+
+def _check_numbers(choice, name):
+  """Raises ValueError unless all that is said of choices is as many."""
+  for field in ("experts", "weights", "wanted"):
+    values = getattr(choice, field)
+    if values is None and field == "wanted":
+      continue
+    if not isinstance(values, list | tuple) or not values or (
+        len(values) != len(choice.experts)):
+      found = (f"{len(values)} {field}" if isinstance(values, list | tuple)
+               else f"{field} of {values!r}")
+      raise knobs.Mistake("gating", name, (
+          f"returned {found}: return a list with a Tensor for each choice of a "
+          "token, one at least, and of experts, weights and wanted as many."))
