@@ -34,8 +34,10 @@ class NoisyTopK(router.Router):
           f"is more than the {x.size} experts of a level: lower it.")
     logits = scores.logits  # [..., s, x]
     with_load = scores.train and k < x.size
+    # Also where it is not used: a checkpoint has the same variables everywhere.
+    noise = scores.linear("noise")  # [..., s, x]
     if scores.train:
-      deviation = mtf.softplus(scores.linear("noise"))  # [..., s, x]
+      deviation = mtf.softplus(noise)
       logits += deviation * operations.stop_gradient(
           mtf.random_normal(logits.mesh, logits.shape))
     # One more than is used says by how much a choice was one.

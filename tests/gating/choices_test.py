@@ -234,7 +234,9 @@ def test_noisy_top_k_counts_no_padding():
   assert loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_noise_has_a_variable_of_its_own():
+@pytest.mark.parametrize("train", [True, False])
+def test_noise_has_a_variable_of_its_own(train):
+  """Also where there is no noise: checkpoints of training are read there."""
   with tf.Graph().as_default():
     graph = mtf.Graph()
     dims = [mtf.Dimension(*dim) for dim in (
@@ -242,7 +244,7 @@ def test_noise_has_a_variable_of_its_own():
     mtf_moe.transformer_moe_layer_v2(
         mtf.zeros(mtf.Mesh(graph, "mesh"), mtf.Shape(dims)), dims[-1],
         {"moe_num_experts": (4, 2), "moe_gating": "noisy_top_k",
-         "moe_noisy_top_k": 1}, True)
+         "moe_noisy_top_k": 1}, train)
   shapes = {v.name: v.shape.to_integer_list for v in graph.all_variables}
   assert shapes["outer_gating/noise/kernel"] == [4, 4]
   assert shapes["inner_gating/noise/kernel"] == [4, 4, 2]
