@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import difflib
 from typing import Any
 
-_PREFIX = "moe_"
+from mtf_moe.knobs import PREFIX
 
 # What programs hold beside the layer's hyperparameters, for other layers.
 _OF_MESH_TENSORFLOW = frozenset({
@@ -70,11 +70,11 @@ def stated(hparams: Any, known: Iterable[str]) -> dict[str, Any]:
 
 def _check_prefixes(given, known):
   """Raises ValueError for a mapping of nothing but names without prefix."""
-  right = [f"{_PREFIX}{name}" for name in given]
+  right = [f"{PREFIX}{name}" for name in given]
   if right and all(name in known for name in right):
     raise ValueError(
         f"hparams = {given!r} names no hyperparameter of the layer, since all "
-        f"begin with {_PREFIX}: call them {', '.join(right)}.")
+        f"begin with {PREFIX}: call them {', '.join(right)}.")
 
 
 def check_known(name: str, value: Any, known: Iterable[str]):
@@ -87,11 +87,11 @@ def check_known(name: str, value: Any, known: Iterable[str]):
   """
   known = list(known)
   if name in known or name in _OTHERS or not (
-      _is_ours(name) or _PREFIX + name in known):
+      _is_ours(name) or PREFIX + name in known):
     return
   nearest = difflib.get_close_matches(
       name.lower(), known, n=1) or difflib.get_close_matches(
-          _PREFIX + name.lower(), known, n=1)
+          PREFIX + name.lower(), known, n=1)
   remedy = (f"did you mean {nearest[0]}?" if nearest else
             f"choose one of: {', '.join(known)}.")
   raise ValueError(
@@ -99,4 +99,4 @@ def check_known(name: str, value: Any, known: Iterable[str]):
 
 
 def _is_ours(name):
-  return name.lower().startswith(_PREFIX)
+  return name.lower().startswith(PREFIX)

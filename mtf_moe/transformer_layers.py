@@ -206,7 +206,6 @@ class _Mixture(transformer.TransformerLayer):
       outputs[0] = recomputation.leave(context.losses, loss, outputs[0])
     return outputs if several else outputs[0]
 
-
   def _check_routers(self, context):
     """Raises ValueError, or warns, where experts would choose future tokens."""
     if not context.model.autoregressive:

@@ -37,9 +37,8 @@ class ExpertSelection(switch.SwitchFamily):
     token_dims = scores.logits.shape.dims[:-1]
     experts = mtf.maximum(
         mtf.reduce_sum(taken, output_shape=token_dims), 1.0)  # [..., s]
-    weights /= mtf.reduce_sum(
-        taken * experts, reduced_dim=s) + (1 - mtf.reduce_sum(
-            taken, reduced_dim=s))  # [..., x, c]
+    is_empty = mtf.to_float(mtf.less(tokens, 0))  # [..., x, c]
+    weights /= mtf.reduce_sum(taken * experts, reduced_dim=s) + is_empty
     return router.ExpertChoice(
         tokens, weights, self._balance_loss(gates, scores),
         sends_zero_weights=True)
