@@ -86,6 +86,29 @@ def nonpadding(given, inputs: mtf.Tensor) -> mtf.Tensor:
   return mtf.zeros(inputs.mesh, token_dims, inputs.dtype) + given
 
 
+def token_ids(given, inputs: mtf.Tensor) -> mtf.Tensor:
+  """Which token is where.
+
+  Args:
+    given: an integer Tensor whose dimensions are among those of the tokens.
+    inputs: a Tensor [<token dims>, m].
+
+  Returns:
+    int32 [<token dims>]
+
+  Raises:
+    ValueError: if it is something else.
+  """
+  token_dims = mtf.Shape(inputs.shape.dims[:-1])
+  if not (isinstance(given, mtf.Tensor) and given.dtype.is_integer
+          and set(given.shape.dims) <= set(token_dims.dims)):
+    raise ValueError(
+        f"token_ids = {given!r} is no integer mtf.Tensor whose dimensions are "
+        f"among the tokens' {token_dims}: pass the ids that were embedded, or "
+        "None where no router needs them.")
+  return mtf.broadcast(mtf.cast(given, tf.int32), token_dims)
+
+
 def layout_rules(given) -> mtf.LayoutRules:
   """Layout rules from all that is usual.
 

@@ -17,6 +17,7 @@ from mtf_moe.knobs import knob
 DISPATCHES = ("einsum", "index")
 SECOND_POLICIES = ("all", "none", "threshold", "random")
 SWITCH_POLICIES = ("argmax", "input_dropout", "input_jitter", "sample")
+NOISY_LOSSES = ("level", "hierarchical", "none")
 IMPORTANCES_BELOW = ("weight", "choice", "full")
 WORD_EMBED_MODES = (
     "concat", "concat_stop_grad", "add", "add_stop_grad", "embed_only")
@@ -104,6 +105,14 @@ class MoeHparams:
       router "top_n" uses.
     moe_noisy_top_k: (level) how many experts a token of the router
       "noisy_top_k" uses.
+    moe_noisy_loss: (level) among which experts its losses are, one of
+      `NOISY_LOSSES`: those of a router on its "level"; all of the level, by
+      what comes from the levels above ("hierarchical"); or "none" of them.
+    moe_sigmoid_top_k: (level) how many experts a token of the router
+      "sigmoid_top_k" uses.
+    moe_sigmoid_bias_rate: (level) by how much it moves the bias of an expert in
+      a step; 0 has a balancing loss instead.
+    moe_hash_seed: (level) which hash the router "hash" uses.
     moe_limited_num_groups: (level) into how many groups the router
       "group_limited" puts the experts of a level.
     moe_limited_top_groups: (level) how many of these groups a token may use.
@@ -183,6 +192,12 @@ class MoeHparams:
   moe_top_n_num_experts_per_token: int = knob(
       3, knobs.positive_integer, by_level=True)
   moe_noisy_top_k: int = knob(2, knobs.positive_integer, by_level=True)
+  moe_noisy_loss: str = knob(
+      "level", knobs.one_of(*NOISY_LOSSES), by_level=True)
+  moe_sigmoid_top_k: int = knob(2, knobs.positive_integer, by_level=True)
+  moe_sigmoid_bias_rate: float = knob(1e-3, knobs.number(
+      remedy="0.001 is the usual rate, 0 turns it off"), by_level=True)
+  moe_hash_seed: int = knob(1, knobs.positive_integer, by_level=True)
   moe_limited_num_groups: int = knob(4, knobs.positive_integer, by_level=True)
   moe_limited_top_groups: int = knob(2, knobs.positive_integer, by_level=True)
   moe_limited_top_k: int = knob(2, knobs.positive_integer, by_level=True)

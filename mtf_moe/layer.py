@@ -20,7 +20,6 @@ outer axis and 1 the inner; a letter without one is not split.
 
 from collections.abc import Callable
 import dataclasses
-import math
 
 import mesh_tensorflow as mtf
 import tensorflow.compat.v1 as tf
@@ -35,6 +34,7 @@ from mtf_moe import levels as levels_lib
 from mtf_moe import mesh_split
 from mtf_moe import monitoring
 from mtf_moe import operations
+from mtf_moe import token_ids as token_ids_lib
 from mtf_moe.hparams import Level
 from mtf_moe.hparams import MoeHparams
 
@@ -43,7 +43,7 @@ def transformer_moe_layer_v1(
     inputs, output_dim, hparams, train, variable_dtype=None, layout=None,
     mesh_shape=None, nonpadding=None, activation=None, num_microbatches=None,
     token_embeddings=None, experts=experts_lib.feed_forward, master_dtype=None,
-    slice_dtype=None, activation_dtype=None):
+    slice_dtype=None, activation_dtype=None, token_ids=None):
   """One level of experts in place of a feed-forward layer.
 
   See `transformer_moe_layer`, which says what all of the layer's faces share.
@@ -65,16 +65,21 @@ def transformer_moe_layer_v1(
     loss: a scalar of the same type, to be added to the training loss.
   """
   return apply(
-      inputs, output_dim, MoeHparams.of(hparams, 1), train, 1, layout,
-      mesh_shape, nonpadding, activation, num_microbatches, token_embeddings,
-      experts, [variable_dtype, master_dtype, slice_dtype, activation_dtype])
+      inputs, output_dim, MoeHparams.of(hparams, 1), train, num_levels=1,
+      layout=layout,
+      mesh_shape=mesh_shape, nonpadding=nonpadding, activation=activation,
+      num_microbatches=num_microbatches, token_embeddings=token_embeddings,
+      token_ids=token_ids, experts=experts, variable_dtype=variable_dtype,
+      master_dtype=master_dtype, slice_dtype=slice_dtype,
+      activation_dtype=activation_dtype)
 
 
 def transformer_moe_layer_v2(
     inputs, output_dim, hparams, train, variable_dtype=None, layout=None,
     mesh_shape=None, nonpadding=None, num_microbatches=None,
     token_embeddings=None, experts=experts_lib.feed_forward, activation=None,
-    master_dtype=None, slice_dtype=None, activation_dtype=None):
+    master_dtype=None, slice_dtype=None, activation_dtype=None,
+    token_ids=None):
   """Two levels of experts in place of a feed-forward layer.
 
   See `transformer_moe_layer`, which says what all of the layer's faces share.
@@ -94,16 +99,21 @@ def transformer_moe_layer_v2(
     loss: a scalar of the same type, to be added to the training loss.
   """
   return apply(
-      inputs, output_dim, MoeHparams.of(hparams, 2), train, 2, layout,
-      mesh_shape, nonpadding, activation, num_microbatches, token_embeddings,
-      experts, [variable_dtype, master_dtype, slice_dtype, activation_dtype])
+      inputs, output_dim, MoeHparams.of(hparams, 2), train, num_levels=2,
+      layout=layout,
+      mesh_shape=mesh_shape, nonpadding=nonpadding, activation=activation,
+      num_microbatches=num_microbatches, token_embeddings=token_embeddings,
+      token_ids=token_ids, experts=experts, variable_dtype=variable_dtype,
+      master_dtype=master_dtype, slice_dtype=slice_dtype,
+      activation_dtype=activation_dtype)
 
 
 def transformer_moe_layer(
     inputs, output_dim, hparams, train, variable_dtype=None, layout=None,
     mesh_shape=None, nonpadding=None, num_microbatches=None,
     token_embeddings=None, experts=experts_lib.feed_forward, activation=None,
-    master_dtype=None, slice_dtype=None, activation_dtype=None, levels=None):
+    master_dtype=None, slice_dtype=None, activation_dtype=None,
+    token_ids=None, levels=None):
   """Any number of levels of experts in place of a feed-forward layer.
 
   After Shazeer et al. 2017, https://arxiv.org/abs/1701.06538, appendix B. The
@@ -137,6 +147,8 @@ def transformer_moe_layer(
       step is cut; the balancing losses are divided by it.
     token_embeddings: an optional Tensor shaped as `inputs`, the word
       embeddings, needed where hparams.moe_word_embed_mode is set.
+    token_ids: an optional integer Tensor that broadcasts to the shape of
+      `inputs` without m, which the router "hash" chooses by.
     experts: the network inside the experts, a callable with the signature of
       `experts.feed_forward`.
     activation: if not None, in place of hparams.moe_activation.
@@ -158,9 +170,12 @@ def transformer_moe_layer(
   if levels is not None:
     hparams = with_levels(hparams, levels)
   return apply(
-      inputs, output_dim, hparams, train, len(hparams.levels), layout,
-      mesh_shape, nonpadding, activation, num_microbatches, token_embeddings,
-      experts, [variable_dtype, master_dtype, slice_dtype, activation_dtype])
+      inputs, output_dim, hparams, train, layout=layout,
+      mesh_shape=mesh_shape, nonpadding=nonpadding, activation=activation,
+      num_microbatches=num_microbatches, token_embeddings=token_embeddings,
+      token_ids=token_ids, experts=experts, variable_dtype=variable_dtype,
+      master_dtype=master_dtype, slice_dtype=slice_dtype,
+      activation_dtype=activation_dtype)
 
 
 def with_levels(hparams: MoeHparams, levels) -> MoeHparams:
@@ -175,37 +190,39 @@ def with_levels(hparams: MoeHparams, levels) -> MoeHparams:
 
 
 def apply(
-    inputs, output_dim, hparams: MoeHparams, train, num_levels, layout,
-    mesh_shape, nonpadding, activation, num_microbatches, token_embeddings,
-    experts, dtypes, called=None):
+    inputs, output_dim, hparams: MoeHparams, train, *, num_levels=None,
+    layout=None, mesh_shape=None, nonpadding=None, num_microbatches=None,
+    token_embeddings=None, token_ids=None, experts=experts_lib.feed_forward,
+    activation=None, variable_dtype=None, master_dtype=None, slice_dtype=None,
+    activation_dtype=None, called=None):
   """See `transformer_moe_layer`.
 
   Args:
-    inputs, ..., experts: as there.
-    num_levels: an integer, which hparams have to have.
-    dtypes: variable_dtype and the parts that may stand in its place.
+    inputs, ..., activation_dtype: as there.
+    num_levels: an integer, which hparams have to have, or None.
     called: how the layer is called in gin, if it is.
   """
-  if len(hparams.levels) != num_levels:
+  if num_levels not in (None, len(hparams.levels)):
     raise knobs.Mistake("num_experts", hparams.moe_num_experts, (
         f"has {len(hparams.levels)} levels, and the layer has {num_levels}: "
         "give as many numbers of experts, or use the layer for that many."))
   if activation is not None:
     hparams = dataclasses.replace(hparams, moe_activation=activation)
   # Routers compute in float32, experts in the type of the inputs.
-  given, master, slices, activations = dtypes
   router_dtype, expert_dtype = (
-      arguments.variable_dtype(given, master, slices, activations, dtype)
+      arguments.variable_dtype(
+          variable_dtype, master_dtype, slice_dtype, activation_dtype, dtype)
       for dtype in (tf.float32, inputs.dtype))
   *given_dims, m = inputs.shape.dims
   mesh = mesh_split.MeshSplit(layout, mesh_shape)
-  batch_dims, l = batch_and_length(given_dims, num_levels, mesh)
+  batch_dims, l = levels_lib.batch_and_length(
+      given_dims, len(hparams.levels), mesh)
   levels = levels_lib.size(batch_dims, l, hparams, train, mesh)
   token_dims = levels[0].token_dims
 
   tokens = mtf.reshape(inputs, token_dims + [m])  # [a0, g1, s, m]
-  importance = finite = _is_finite(tokens, m)  # [a0, g1, s]
-  tokens = _zero_unless(finite, tokens)
+  importance = finite = operations.is_finite(tokens, m)  # [a0, g1, s]
+  tokens = operations.zero_unless(finite, tokens)
   embeddings = None
   if nonpadding is not None:
     nonpadding = mtf.reshape(
@@ -216,11 +233,15 @@ def apply(
       level.settings.word_embed_mode is not None for level in levels):
     embeddings = mtf.reshape(
         mtf.cast(token_embeddings, inputs.dtype), tokens.shape)
+  if token_ids is not None:
+    token_ids = mtf.reshape(
+        arguments.token_ids(token_ids, inputs), token_dims)
 
   mixture = Mixture(
       output_dim, hparams, train, router_dtype, expert_dtype, num_microbatches,
       experts)
-  outputs, routings = mixture(levels, tokens, importance, embeddings)
+  outputs, routings = mixture(
+      levels, Arrivals(tokens, importance, embeddings, lambda: token_ids))
   layer_records.add(
       inputs.graph, called=called, levels=tuple(levels), hparams=hparams,
       batch_dims=tuple(batch_dims), length=l, mesh=mesh)
@@ -231,6 +252,28 @@ def apply(
              for one in outputs]
   return (outputs if len(outputs) > 1 else outputs[0],
           _auxiliary_loss(routings, hparams, inputs.dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrivals:
+  """What comes to a level.
+
+  The functions are called by routers that need what they return, so that
+  nothing else travels.
+
+  Attributes:
+    tokens: a Tensor [a0, g1, s, m].
+    importance: a Tensor [a0, g1, s].
+    embeddings: a Tensor [a0, g1, s, m], or None.
+    ids: a function that returns int32 [a0, g1, s], or None.
+    above: a function that returns a `gating.Above`; None at the first level.
+  """
+
+  tokens: mtf.Tensor
+  importance: mtf.Tensor
+  embeddings: mtf.Tensor | None
+  ids: Callable[[], mtf.Tensor | None]
+  above: Callable[[], gating.Above] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,111 +288,88 @@ class Mixture:
   num_microbatches: int | None
   experts: Callable[..., mtf.Tensor]
 
-  def __call__(self, levels, tokens, importance, embeddings):
+  def __call__(self, levels, arrivals):
     """Sends tokens to experts, or to what the levels below make of them.
 
     Args:
       levels: a list of `SizedLevel`s.
-      tokens: a Tensor [a0, g1, s, m].
-      importance: a Tensor [a0, g1, s].
-      embeddings: a Tensor [a0, g1, s, m], or None.
+      arrivals: an `Arrivals`.
 
     Returns:
       a list of Tensors [a0, g1, s, n], one if the experts have one output, and
       the `Routing` of every level.
     """
     level, *below = levels
-    depth = tokens.shape.dims[-1]
+    depth = arrivals.tokens.shape.dims[-1]
     routed = gating.route(
-        level.settings.router, tokens, level.experts_above or None,
+        level.settings.router, arrivals.tokens, level.experts_above or None,
         level.experts_unsplit, level.capacity, level.settings, self.train,
-        self.router_dtype, importance=importance, name=level.names.router,
-        num_microbatches=self.num_microbatches, token_embeddings=embeddings)
+        self.router_dtype, importance=arrivals.importance,
+        name=level.names.router, num_microbatches=self.num_microbatches,
+        token_embeddings=arrivals.embeddings, token_ids=arrivals.ids,
+        above=arrivals.above)
     move = dispatch.DISPATCHERS[self.hparams.moe_dispatch](
-        routed, tokens.dtype)
-
-    def sent(x):  # [a0, g1, s, m] -> [x, a0, g1, c, m] -> [x1, a0, g, c, m]
-      return level.to_experts(move.dispatch(x), depth)
-
+        routed, arrivals.tokens.dtype)
+    # [a0, g1, s, m] -> [x, a0, g1, c, m] -> [x1, a0, g, c, m]
+    arrived = level.to_experts(move.dispatch(arrivals.tokens), depth)
     routings = []
-    arrived = sent(tokens)
     if not below:
       outputs = self.experts(
           arrived, self.output_dim, level.expert_dims, self.hparams,
           self.train, self.expert_dtype)  # [x1, a0, g, c, n]
     else:
-      def as_tokens(x, *depth):  # [x1, a0, g, c, ...] -> [x1, h0, t, ...]
-        return mtf.reshape(x, [*below[0].token_dims, *depth])
-
-      slot_importance = level.to_experts(
-          move.slot_importance())  # [x1, a0, g, c]
       outputs, routings = self(
-          below, as_tokens(arrived, depth), as_tokens(slot_importance),
-          None if embeddings is None else as_tokens(sent(embeddings), depth))
+          below, self._below(below[0], level, arrivals, arrived, routed, move))
       outputs = [
-          mtf.reshape(one, slot_importance.shape.dims + one.shape.dims[-1:])
+          mtf.reshape(one, arrived.shape.dims[:-1] + one.shape.dims[-1:])
           for one in outputs]  # [x1, a0, g, c, n]
     outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
     return ([move.combine(level.to_groups(one, one.shape.dims[-1]))
              for one in outputs], [routed, *routings])
 
+  def _below(self, below, level, arrivals, arrived, routed, move):
+    """What a level sends to the one below.
 
-def batch_and_length(dims, num_levels, mesh):
-  """The batch Dimensions and the length of tokens, made where they lack.
+    Args:
+      below: the `SizedLevel` that gets it.
+      level: the `SizedLevel` that sends it.
+      arrivals: the `Arrivals` of that.
+      arrived: a Tensor [x1, a0, g, c, m], the tokens in its buffers.
+      routed: its `Routing`.
+      move: its `Dispatcher`.
 
-  Args:
-    dims: the Dimensions of tokens.
-    num_levels: an integer.
-    mesh: a `MeshSplit`.
+    Returns:
+      an `Arrivals`
+    """
+    def as_tokens(x, *depth):  # [x1, a0, g, c, ...] -> [x1, h0, t, ...]
+      return mtf.reshape(x, [*below.token_dims, *depth])
 
-  Returns:
-    as many batch Dimensions as there are levels or more, and a Dimension that
-    stands for all others.
-  """
-  if num_levels > 1 and len(dims) == num_levels + 1:
-    batch, others = dims[:-1], dims[-1:]
-  else:
-    number = 2 if dims and dims[0].name == mesh_split.OUTER_BATCH else 1
-    batch, others = dims[:number], dims[number:]
-    if len(batch) < number or not batch or (num_levels > 1 and len(others) > 1):
-      raise ValueError(
-          f"The layer's inputs have the dimensions {dims} and a depth, and it "
-          "takes [batch, length, depth], [outer_batch, batch, length, depth] "
-          "or [batch, depth]: reshape them, or use a class such as MoE2D, "
-          "which does.")
-  names = levels_lib.batch_names(num_levels)
-  while len(batch) < num_levels:
-    batch = [mesh.inserted_batch(names[-len(batch) - 1]), *batch]
-  if len(others) == 1:
-    return batch, others[0]
-  return batch, mtf.Dimension(
-      "length", math.prod(dim.size for dim in others))
+    def sent(x, whole=False):  # [a0, g1, s, ...] -> [x1, h0, t, ...]
+      depth = x.shape.dims[-1]
+      return as_tokens(level.to_experts(
+          move.dispatch(x), None if whole else depth), depth)
 
+    def ids():
+      given = arrivals.ids()
+      return None if given is None else token_ids_lib.of_rows(
+          sent(token_ids_lib.as_rows(given, arrivals.tokens.dtype), whole=True))
 
-def _is_finite(tokens, depth):
-  """Ones at tokens [..., m] without NaN and infinite values, [...].
+    def above():
+      weights = as_tokens(level.to_experts(
+          mtf.to_float(move.slot_weights())))  # [x1, h0, t]
+      if arrivals.above is not None:
+        one = mtf.Dimension("_one", 1)
+        so_far = arrivals.above().weights  # [a0, g1, s]
+        weights *= mtf.to_float(mtf.reshape(
+            sent(mtf.cast(mtf.reshape(so_far, so_far.shape + one),
+                          arrivals.tokens.dtype), whole=True), weights.shape))
+      return gating.Above(weights, routed.load)
 
-  A token so large that its sum is infinite counts as such.
-  """
-  return mtf.cwise(
-      lambda total: tf.cast(tf.math.is_finite(total), total.dtype),
-      [mtf.reduce_sum(tokens, reduced_dim=depth)], grad_function=0)
-
-
-def _zero_unless(finite, tokens):
-  """Tokens [..., m], and zeros in place of those where `finite` [...] is zero.
-
-  A product would not do: zero times NaN is NaN, and products with zeros and
-  ones move tokens, so all of a group, and all gradients, would be NaN.
-  """
-  def gradient(op, grad):
-    return [_zero_unless(op.inputs[1], grad), None]
-
-  return mtf.slicewise(
-      lambda x, finite: tf.where_v2(
-          finite[..., tf.newaxis] > 0, x, tf.zeros([], x.dtype)),
-      [tokens, finite], splittable_dims=tokens.shape.dims,
-      grad_function=gradient, name="zero_unless_finite")
+    return Arrivals(
+        as_tokens(arrived, arrived.shape.dims[-1]),
+        as_tokens(level.to_experts(move.slot_importance())),
+        None if arrivals.embeddings is None else sent(arrivals.embeddings),
+        ids, above)
 
 
 def _auxiliary_loss(routings, hparams, dtype):

@@ -5,8 +5,10 @@ its experts where that was; the experts of every level but the last are the next
 level. Letters are explained in `layer`.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import logging
+import math
 
 import mesh_tensorflow as mtf
 
@@ -60,6 +62,43 @@ def batch_names(num_levels: int) -> list[str]:
   """The batch dimensions of a layer's inputs, as far as they have names."""
   inner = [OUTER_BATCH, "batch"][-num_levels:]
   return [f"batch_{k}" for k in range(num_levels, 2, -1)] + inner
+
+
+def batch_and_length(dims: Sequence[mtf.Dimension], num_levels: int,
+                     mesh: MeshSplit
+                     ) -> tuple[list[mtf.Dimension], mtf.Dimension]:
+  """The batch Dimensions and the length of tokens, made where they lack.
+
+  Args:
+    dims: the Dimensions of tokens.
+    num_levels: an integer.
+    mesh: a `MeshSplit`.
+
+  Returns:
+    as many batch Dimensions as there are levels or more, and a Dimension that
+    stands for all others
+
+  Raises:
+    ValueError: if there are too few or too many.
+  """
+  if num_levels > 1 and len(dims) == num_levels + 1:
+    batch, others = list(dims[:-1]), dims[-1:]
+  else:
+    number = 2 if dims and dims[0].name == OUTER_BATCH else 1
+    batch, others = list(dims[:number]), dims[number:]
+    if len(batch) < number or not batch or (num_levels > 1 and len(others) > 1):
+      raise ValueError(
+          f"The layer's inputs have the dimensions {dims} and a depth, and it "
+          "takes [batch, length, depth], [outer_batch, batch, length, depth] "
+          "or [batch, depth]: reshape them, or use a class such as MoE2D, "
+          "which does.")
+  usual = batch_names(num_levels)
+  while len(batch) < num_levels:
+    batch = [mesh.inserted_batch(usual[-len(batch) - 1]), *batch]
+  if len(others) == 1:
+    return batch, others[0]
+  return batch, mtf.Dimension(
+      "length", math.prod(dim.size for dim in others))
 
 
 def canonical_layout(num_levels: int, axes: list[str]) -> str:

@@ -100,6 +100,47 @@ def with_zero_gradients(x: mtf.Tensor, others: Sequence[mtf.Tensor]
       grad, *(mtf.zeros_like(other) for other in op.inputs[1:])])
 
 
+def is_finite(rows: mtf.Tensor, depth) -> mtf.Tensor:
+  """Ones at rows without NaN and infinite values, and zeros at others.
+
+  A row so large that its sum is infinite counts as such. No gradient flows
+  through.
+
+  Args:
+    rows: a Tensor [..., m].
+    depth: the Dimension m.
+
+  Returns:
+    a Tensor [...] of the same type
+  """
+  return mtf.cwise(
+      lambda total: tf.cast(tf.math.is_finite(total), total.dtype),
+      [mtf.reduce_sum(rows, reduced_dim=depth)], grad_function=0)
+
+
+def zero_unless(kept: mtf.Tensor, rows: mtf.Tensor) -> mtf.Tensor:
+  """Rows, and zeros in place of those that are not kept.
+
+  A product would not do: zero times NaN is NaN, and products with zeros and
+  ones move tokens, so all of a group, and all gradients, would be NaN.
+
+  Args:
+    kept: a Tensor [...], zero at rows that are not kept.
+    rows: a Tensor [..., m].
+
+  Returns:
+    a Tensor [..., m]
+  """
+  def gradient(op, grad):
+    return [zero_unless(op.inputs[1], grad), None]
+
+  return mtf.slicewise(
+      lambda x, kept: tf.where_v2(
+          kept[..., tf.newaxis] > 0, x, tf.zeros([], x.dtype)),
+      [rows, kept], splittable_dims=rows.shape.dims,
+      grad_function=gradient, name="zero_unless")
+
+
 class _NamedResults(mtf.Operation):
   """Gives each result of an operation a name of its own."""
 

@@ -5,22 +5,20 @@ import contextlib
 import functools
 import inspect
 import logging
-import math
 import types
 
 import gin
 import mesh_tensorflow as mtf
 from mesh_tensorflow.transformer import transformer
-import tensorflow.compat.v1 as tf
 from tensorflow_estimator import estimator as tf_estimator
 
 from mtf_moe import arguments
+from mtf_moe import contexts
 from mtf_moe import experts as experts_lib
 from mtf_moe import gating
 from mtf_moe import hparams as hparams_lib
 from mtf_moe import knobs
 from mtf_moe import layer
-from mtf_moe import mesh_split
 from mtf_moe import recomputation
 from mtf_moe.hparams import ChangeableHparams
 from mtf_moe.hparams import Level
@@ -172,10 +170,11 @@ class _Mixture(transformer.TransformerLayer):
     self._check_routers(context)
     *batch_dims, depth = x.shape.dims
     hparams = self.hparams
-    token_dims = _as_batch_and_length(batch_dims)
+    token_dims = contexts.as_batch_and_length(batch_dims)
     if context.mode not in _MODES_WITH_CAPACITIES:
       hparams = hparams.for_inference()
-    nonpadding = _nonpadding(context, batch_dims)
+    ids = contexts.token_ids(context, batch_dims)
+    nonpadding = contexts.nonpadding(context, ids)
     if nonpadding is not None:
       nonpadding = mtf.reshape(
           arguments.nonpadding(nonpadding, x), token_dims)
@@ -188,16 +187,16 @@ class _Mixture(transformer.TransformerLayer):
           hparams.moe_output_dim or context.model.model_dim,
           hparams,
           context.train,
-          len(hparams.levels),
-          context.model.layout,
-          context.model.mesh_shape,
-          nonpadding,
+          layout=context.model.layout,
+          mesh_shape=context.model.mesh_shape,
+          nonpadding=nonpadding,
+          num_microbatches=context.num_microbatches,
+          token_embeddings=embeddings,
+          token_ids=None if ids is None else mtf.reshape(ids, token_dims),
+          experts=self._experts,
           # As a subclass of mesh_tensorflow's class may set it.
-          getattr(self, "_activation", None),
-          context.num_microbatches,
-          embeddings,
-          self._experts,
-          [context.variable_dtype, None, None, None],
+          activation=getattr(self, "_activation", None),
+          variable_dtype=context.variable_dtype,
           called=self._called)
     several = isinstance(outputs, list)
     outputs = [mtf.reshape(y, batch_dims + y.shape.dims[-1:])
@@ -345,57 +344,3 @@ def _checked_levels(levels):
           "is neither a number of experts, 1 or more, nor a Level, which in "
           "gin is written with its parentheses, as in @coarse/Level()."))
   return levels
-
-
-def _as_batch_and_length(dims):
-  """Merges all but the batch into one length: positions, beams, or neither.
-
-  Args:
-    dims: a list of Dimensions, the batch first.
-
-  Returns:
-    [outer_batch, batch, length], or [batch, length].
-  """
-  num_batch_dims = 2 if dims[0].name == mesh_split.OUTER_BATCH else 1
-  positions = dims[num_batch_dims:]
-  if len(positions) == 1:
-    return dims
-  length = math.prod(dim.size for dim in positions)
-  return dims[:num_batch_dims] + [mtf.Dimension("length", length)]
-
-
-def _nonpadding(context, batch_dims):
-  """Ones at tokens and zeros at padding, as far as the context tells.
-
-  mesh_tensorflow tells its layers in training and evaluation. In scoring, for
-  prompts, and for data without segmentation, only the ids do: padding is what
-  is 0 behind all others. A single position is a token, unless the context says
-  otherwise.
-
-  Args:
-    context: a transformer.Context.
-    batch_dims: a list of Dimensions, those of the layer's inputs without the
-      model's.
-
-  Returns:
-    a Tensor with some of these dimensions; None or 1 where nothing is known.
-  """
-  ids = context.inputs
-  if (isinstance(context.sequence_id, mtf.Tensor)
-      or context.mode == "incremental"
-      or ids is None or not ids.dtype.is_integer
-      or not set(ids.shape.dims) <= set(batch_dims)):
-    return context.nonpadding
-  is_token = mtf.not_equal(ids, 0)
-  if context.mode != "first_part" and context.model.autoregressive:
-    # A position is fed the token before the one that it predicts, and that one
-    # counts. The one that the last position predicts is not known.
-    length = context.length_dim
-    is_last = mtf.equal(
-        mtf.range(ids.mesh, length, tf.int32), length.size - 1)
-    if length.size > 1:
-      is_last = mtf.logical_and(is_last, is_token)
-    up_to_here = mtf.cumsum(mtf.to_float(is_token), length)
-    is_token = mtf.logical_or(is_last, mtf.greater(
-        mtf.reduce_max(up_to_here, reduced_dim=length), up_to_here))
-  return mtf.cast(is_token, context.activation_dtype)

@@ -15,13 +15,16 @@ A router of one's own is a function, or a subclass of `Router`, under a name:
 from mtf_moe.gating import expert_choice
 from mtf_moe.gating import expert_selection
 from mtf_moe.gating import group_limited
+from mtf_moe.gating import hash_router
 from mtf_moe.gating import noisy_top_k
 from mtf_moe.gating import ntlb
+from mtf_moe.gating import sigmoid_top_k
 from mtf_moe.gating import switch
 from mtf_moe.gating import switch_max
 from mtf_moe.gating import top_2
 from mtf_moe.gating import top_n
 from mtf_moe.gating.base import route
+from mtf_moe.gating.router import Above
 from mtf_moe.gating.router import ExpertChoice
 from mtf_moe.gating.router import Router
 from mtf_moe.gating.router import Scores
@@ -34,6 +37,7 @@ from mtf_moe.gating.router import scope_name
 from mtf_moe.gating.selection import top_1
 
 __all__ = [
+    "Above",
     "ExpertChoice",
     "Router",
     "Scores",
@@ -42,6 +46,7 @@ __all__ = [
     "expert_selection",
     "find",
     "group_limited",
+    "hash_router",
     "name_of",
     "names",
     "noisy_top_k",
@@ -49,6 +54,7 @@ __all__ = [
     "register",
     "route",
     "scope_name",
+    "sigmoid_top_k",
     "switch",
     "switch_max",
     "top_1",

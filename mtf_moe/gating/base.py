@@ -6,7 +6,7 @@ Shapes: `s` is the group size, `x` the experts and `c` the capacity, after any
 number of batch dimensions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 
 import mesh_tensorflow as mtf
@@ -14,6 +14,8 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe import hparams as hparams_lib
 from mtf_moe import knobs
+from mtf_moe import operations
+from mtf_moe import updates
 from mtf_moe.gating import losses
 from mtf_moe.gating import router as router_lib
 from mtf_moe.gating import routing
@@ -24,7 +26,9 @@ def route(
     router, inputs: mtf.Tensor, outer_expert_dims, experts_dim, capacity_dim,
     settings: hparams_lib.Level, train: bool, variable_dtype, importance=None,
     name: str | None = None, num_microbatches: int | None = None,
-    token_embeddings: mtf.Tensor | None = None) -> routing.Routing:
+    token_embeddings: mtf.Tensor | None = None,
+    token_ids: Callable[[], mtf.Tensor | None] = lambda: None,
+    above: Callable[[], router_lib.Above] | None = None) -> routing.Routing:
   """Lets a router choose; everything is computed in float32.
 
   Args:
@@ -43,6 +47,9 @@ def route(
       step is cut; every part's losses are divided by it.
     token_embeddings: an optional Tensor shaped as `inputs`, the word
       embeddings, needed where settings.word_embed_mode is set.
+    token_ids: a function that returns int32 [<batch dims>, s], or None where
+      ids are not known.
+    above: an optional function that returns a `router.Above`.
 
   Returns:
     a `routing.Routing`
@@ -54,23 +61,41 @@ def route(
   found = router_lib.find(router)
   scope = name or router_lib.scope_name(router)
 
+  per_router = mtf.Shape([*(outer_expert_dims or ()), experts_dim])
+  moved: dict[str, mtf.Tensor] = {}
+
   def linear(name):
     return mtf.layers.dense(
         gate_inputs, experts_dim, reduced_dims=gate_inputs.shape.dims[-1:],
         expert_dims=outer_expert_dims, use_bias=False,
         variable_dtype=variable_dtype, name=name)
 
+  def variable(name, rule):
+    moved[name] = updates.variable(inputs.mesh, name, per_router, rule)
+    return operations.stop_gradient(moved[name])
+
+  def ids():
+    found = token_ids()
+    if found is None:
+      raise knobs.Mistake("gating", router_lib.name_of(router), (
+          "chooses by the ids of tokens, and the layer is given none: pass "
+          "token_ids, or use another router where inputs are no ids."))
+    return found
+
   with tf.variable_scope(scope):  # For variables of the router's own.
     gate_inputs = found.prepare_inputs(mtf.to_float(inputs), settings, train)
   if settings.word_embed_mode is not None:
     gate_inputs = word_embeddings.add_to_gate_inputs(
         gate_inputs, token_embeddings, settings.word_embed_mode)
-  logits = linear(scope)
+  logits = linear(scope) if found.has_logits else mtf.zeros(
+      inputs.mesh, [*inputs.shape.dims[:-1], experts_dim])
   with tf.variable_scope(scope):
     scores = router_lib.Scores(
         found.prepare_logits(logits, settings, train), importance,
-        capacity_dim, settings, train, linear, tuple(outer_expert_dims or ()))
+        capacity_dim, settings, train, linear, variable, ids,
+        above or (lambda: None), tuple(outer_expert_dims or ()))
     choice = _checked(found.choose(scores), scores, router)
+  choice = _moving(choice, moved, per_router, router)
   gates = scores.gates if choice.gates is None else choice.gates
 
   balance_loss, z_loss = choice.balance_loss, None
@@ -98,10 +123,42 @@ def route(
         sends_zero_weights=choice.sends_zero_weights, wanted=choice.wanted,
         **shared)
   return routing.TokenRouting(
-      choices=routing.fill_buffers(
+      load=choice.load, choices=routing.fill_buffers(
           choice.experts, choice.weights, wanted, experts_dim, capacity_dim),
       importance_below=found.importance_below(
           settings, len(choice.experts)), **shared)
+
+
+def _moving(choice, variables, shape, router):
+  """A choice whose weights carry what moves the router's variables.
+
+  Args:
+    choice: a `TokenChoice` or an `ExpertChoice`.
+    variables: a dict from names to Tensors, those that the router has made.
+    shape: a Shape, theirs.
+    router: see `route`.
+
+  Returns:
+    the choice
+
+  Raises:
+    ValueError: if an update is none.
+  """
+  for name, moved_by in choice.updates.items():
+    if name not in variables:
+      raise knobs.Mistake("gating", router_lib.name_of(router), (
+          f"returned an update of {name!r}, and its variables are "
+          f"{list(variables)}: make it by scores.variable."))
+    moved_by = _in_order(moved_by, f"the update of {name!r}", shape,
+                         tf.float32, router_lib.name_of(router))
+    if isinstance(choice, router_lib.ExpertChoice):
+      choice = dataclasses.replace(choice, weights=updates.carried(
+          choice.weights, variables[name], moved_by))
+    else:
+      first, *others = choice.weights
+      choice = dataclasses.replace(choice, weights=[
+          updates.carried(first, variables[name], moved_by), *others])
+  return choice
 
 
 def _balance_loss(expert, wanted, gates, scores):
@@ -135,7 +192,8 @@ def _checked(choice, scores, router):
             "balance_loss": [], "wanted": [*batch, x], "gates": [*batch, s, x]}
   elif isinstance(choice, router_lib.TokenChoice):
     dims = {"experts": [*batch, s], "weights": [*batch, s],
-            "wanted": [*batch, s], "balance_loss": [], "gates": [*batch, s, x]}
+            "wanted": [*batch, s], "balance_loss": [], "gates": [*batch, s, x],
+            "load": [*scores.outer_expert_dims, x]}
     _check_numbers(choice, name)
   else:
     raise knobs.Mistake("gating", name, (
@@ -147,19 +205,26 @@ def _checked(choice, scores, router):
       return None
     if isinstance(value, list | tuple):
       return [in_order(field, one) for one in value]
-    wanted = mtf.Shape(dims[field])
     dtype = tf.int32 if field in ("experts", "tokens") else tf.float32
-    if not (isinstance(value, mtf.Tensor) and value.dtype == dtype
-            and set(value.shape.dims) == set(wanted.dims)):
-      found = (f"{value.dtype.name} {value.shape}"
-               if isinstance(value, mtf.Tensor) else repr(value))
-      raise knobs.Mistake("gating", name, (
-          f"returned {field} of {found}, where {dtype.name} {wanted} is "
-          "needed."))
-    return value if value.shape == wanted else mtf.transpose(value, wanted)
+    return _in_order(value, field, mtf.Shape(dims[field]), dtype, name)
 
   return dataclasses.replace(choice, **{
       field: in_order(field, getattr(choice, field)) for field in dims})
+
+
+def _in_order(value, what, shape, dtype, router):
+  """A Tensor that a router returned, with the dimensions in order.
+
+  Raises:
+    ValueError: unless it has these dimensions and this type.
+  """
+  if not (isinstance(value, mtf.Tensor) and value.dtype == dtype
+          and set(value.shape.dims) == set(shape.dims)):
+    found = (f"{value.dtype.name} {value.shape}"
+             if isinstance(value, mtf.Tensor) else repr(value))
+    raise knobs.Mistake("gating", router, (
+        f"returned {what} of {found}, where {dtype.name} {shape} is needed."))
+  return value if value.shape == shape else mtf.transpose(value, shape)
 
 
 def _check_numbers(choice, name):

@@ -2,10 +2,10 @@
 
 import mesh_tensorflow as mtf
 
-from mtf_moe import knobs
 from mtf_moe import operations
 from mtf_moe.gating import losses
 from mtf_moe.gating import router
+from mtf_moe.gating import selection
 from mtf_moe.gating import switch
 
 
@@ -24,10 +24,7 @@ class NoTokenLeftBehind(switch.SwitchFamily):
 
   def choose(self, scores):
     x, s, k = scores.experts_dim, scores.group_dim, scores.settings.ntlb_top_k
-    if k > x.size:
-      raise knobs.Mistake(
-          "ntlb_top_k", k,
-          f"is more than the {x.size} experts of a level: lower it.")
+    selection.check_number("ntlb_top_k", k, x)
     rounds = mtf.Dimension("k", k)
     # k times [..., s]
     gates, experts = (

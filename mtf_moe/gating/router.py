@@ -8,7 +8,7 @@ Shapes: `s` is the group size, `x` the experts and `c` the capacity, after any
 number of batch dimensions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -17,6 +17,22 @@ import mesh_tensorflow as mtf
 
 from mtf_moe import hparams as hparams_lib
 from mtf_moe import knobs
+from mtf_moe import updates
+
+
+@dataclasses.dataclass(frozen=True)
+class Above:
+  """What a level above says of the tokens that it has sent.
+
+  Attributes:
+    weights: float32 [<batch dims>, s], the product of the weights of the
+      choices by which a token is here; 0 in an empty slot.
+    load: float32 [<outer expert dims>], see `TokenChoice`, or None where the
+      router above has not said it.
+  """
+
+  weights: mtf.Tensor
+  load: mtf.Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +50,14 @@ class Scores:
     linear: a function from a name to another linear layer of what the logits
       are made of, float32 [<batch dims>, s, x]; its variable is
       "<router>/<name>/kernel".
+    variable: a function from a name and a rule to a variable that the rule
+      moves, and no gradient, float32 [<outer expert dims>, x], zeros at the
+      beginning, "<router>/<name>" in checkpoints. The rule is a function from
+      its value, and from what the choice says of it (`TokenChoice.updates`),
+      to its value after the step.
+    token_ids: a function that returns int32 [<batch dims>, s], or raises a
+      ValueError where the ids are not known.
+    above: a function that returns an `Above`, or None at the first level.
     outer_expert_dims: those of the batch dims that have a router each.
   """
 
@@ -43,6 +67,9 @@ class Scores:
   settings: hparams_lib.Level
   train: bool
   linear: Callable[[str], mtf.Tensor]
+  variable: Callable[[str, updates.Rule], mtf.Tensor]
+  token_ids: Callable[[], mtf.Tensor]
+  above: Callable[[], Above | None]
   outer_expert_dims: Sequence[mtf.Dimension] = ()
 
   @property
@@ -104,6 +131,11 @@ class TokenChoice:
       first choices.
     gates: float32 [..., s, x], what the router thinks of all experts, for the
       balancing loss and for the records; None for `Scores.gates`.
+    updates: for each name of a `Scores.variable` that moves in this step,
+      float32 [<outer expert dims>, x], what its rule moves it by. Summed over
+      the microbatches of a step.
+    load: float32 [<outer expert dims>, x], a smooth count of the tokens of each
+      expert, for a router of the level below; None where there is none.
   """
 
   experts: Sequence[mtf.Tensor]
@@ -111,6 +143,8 @@ class TokenChoice:
   wanted: Sequence[mtf.Tensor] | None = None
   balance_loss: mtf.Tensor | None = None
   gates: mtf.Tensor | None = None
+  updates: Mapping[str, mtf.Tensor] = dataclasses.field(default_factory=dict)
+  load: mtf.Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +155,7 @@ class ExpertChoice:
     tokens: int32 [..., x, c], numbers of tokens in their group, -1 for none.
     weights: float32 [..., x, c], the share of the expert in their results.
     balance_loss: a float32 scalar.
-    gates: as of `TokenChoice`.
+    gates, updates: as of `TokenChoice`.
     sends_zero_weights: a boolean, whether a token moves whose weight is 0.
     wanted: float32 [..., x], how many tokens wanted each expert, for the
       records; None where tokens want nothing.
@@ -131,6 +165,7 @@ class ExpertChoice:
   weights: mtf.Tensor
   balance_loss: mtf.Tensor
   gates: mtf.Tensor | None = None
+  updates: Mapping[str, mtf.Tensor] = dataclasses.field(default_factory=dict)
   sends_zero_weights: bool = False
   wanted: mtf.Tensor | None = None
 
@@ -141,9 +176,12 @@ class Router:
   Attributes:
     needs_whole_sequences: whether it chooses among the tokens of whole
       sequences, so that it cannot decode one position at a time.
+    has_logits: whether it chooses by a linear layer of the tokens. Without,
+      there is no such layer, and its logits are zeros.
   """
 
   needs_whole_sequences = False
+  has_logits = True
 
   def prepare_inputs(self, inputs: mtf.Tensor, settings, train: bool
                      ) -> mtf.Tensor:

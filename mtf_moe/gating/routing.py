@@ -54,6 +54,7 @@ class Routing:
     importance: a Tensor [..., s], 0 for padding, or None where all tokens count
       in full.
     z_loss: float32 scalar, the router z-loss times its own weight, or None.
+    load: float32 [<outer expert dims>, x], see `router.TokenChoice`, or None.
   """
 
   experts_dim: mtf.Dimension
@@ -63,6 +64,7 @@ class Routing:
   gates: mtf.Tensor
   importance: mtf.Tensor | None = None
   z_loss: mtf.Tensor | None = None
+  load: mtf.Tensor | None = None
 
   @property
   def batch_dims(self) -> list[mtf.Dimension]:

@@ -8,7 +8,22 @@ import mesh_tensorflow as mtf
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from mtf_moe import knobs
 from mtf_moe import operations
+
+
+def check_number(name: str, k: int, experts_dim):
+  """Raises ValueError if a token would use more experts than there are.
+
+  Args:
+    name: the knob that says how many.
+    k: an integer, its value.
+    experts_dim: the Dimension x.
+  """
+  if k > experts_dim.size:
+    raise knobs.Mistake(
+        name, k, f"is more than the {experts_dim.size} experts of a level: "
+        "lower it, or use another router there.")
 
 
 def top_1(values: mtf.Tensor, dim) -> tuple[mtf.Tensor, mtf.Tensor]:

@@ -2,7 +2,6 @@
 
 import mesh_tensorflow as mtf
 
-from mtf_moe import knobs
 from mtf_moe.gating import losses
 from mtf_moe.gating import router
 from mtf_moe.gating import second_policy
@@ -21,11 +20,7 @@ class TopN(router.Router):
   def choose(self, scores):
     x, settings = scores.experts_dim, scores.settings
     n = settings.top_n_num_experts_per_token
-    if n > x.size:
-      raise knobs.Mistake(
-          "top_n_num_experts_per_token", n,
-          f"is more than the {x.size} experts of a level: lower it, or use "
-          "another router there.")
+    selection.check_number("top_n_num_experts_per_token", n, x)
     left = scores.gates  # [..., s, x], the gates of what is not chosen yet.
     rounds = []
     for _ in range(n):

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import mesh_tensorflow as mtf
 
-from mtf_moe import layer
 from mtf_moe import levels as levels_lib
 from mtf_moe.layer_records import LayerRecord
 from mtf_moe.plan.costs import Costs
@@ -160,7 +159,7 @@ def _decoding(configured, record):
   """Decoding has a batch without outer_batch, and one position at a time."""
   batch = mtf.Dimension("batch", configured.num_sequences)
   num_levels = len(record.levels)
-  batch_dims, length = layer.batch_and_length(
+  batch_dims, length = levels_lib.batch_and_length(
       [batch, mtf.Dimension("length", 1)], num_levels, record.mesh)
   try:
     first, *_ = levels_lib.size(

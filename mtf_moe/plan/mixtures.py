@@ -19,6 +19,8 @@ from mtf_moe.layer_records import LayerRecord
 # Of the tokens whose routing is tried out, as many as make these groups at the
 # first level, or the fewest that fill a group at the second.
 _GROUPS = 16
+# As many as a usual vocabulary has.
+_NUM_IDS = 32_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,10 +178,15 @@ def balanced(levels, hparams) -> Balanced:
         mtf.Dimension("share", 1),
         dataclasses.replace(hparams, moe_dispatch="index"),
         True, mtf.VariableDType(), mtf.VariableDType(), None, _ones)
+    token_dims = mtf.Shape(levels[0].token_dims)
+    ids = mtf.import_tf_tensor(
+        mesh, tf.random.uniform(
+            token_dims.to_integer_list, maxval=_NUM_IDS, dtype=tf.int32),
+        token_dims)
     (outputs,), routings = mixture(
         [dataclasses.replace(level, settings=dataclasses.replace(
             level.settings, word_embed_mode=None)) for level in levels],
-        tokens, mtf.ones(mesh, mtf.Shape(levels[0].token_dims)), None)
+        layer.Arrivals(tokens, mtf.ones(mesh, token_dims), None, lambda: ids))
     counts = monitoring.ledger(routings[-1])
     lost = mtf.reduce_mean(mtf.to_float(mtf.equal(outputs, 0.0)))
     lowering = mtf.Lowering(graph, {mesh: _one_slice()}, autostack=False)
