@@ -66,12 +66,11 @@ def transformer_moe_layer_v1(
   """
   return apply(
       inputs, output_dim, MoeHparams.of(hparams, 1), train, num_levels=1,
-      layout=layout,
-      mesh_shape=mesh_shape, nonpadding=nonpadding, activation=activation,
+      layout=layout, mesh_shape=mesh_shape, nonpadding=nonpadding,
       num_microbatches=num_microbatches, token_embeddings=token_embeddings,
-      token_ids=token_ids, experts=experts, variable_dtype=variable_dtype,
-      master_dtype=master_dtype, slice_dtype=slice_dtype,
-      activation_dtype=activation_dtype)
+      token_ids=token_ids, experts=experts, activation=activation,
+      variable_dtype=variable_dtype, master_dtype=master_dtype,
+      slice_dtype=slice_dtype, activation_dtype=activation_dtype)
 
 
 def transformer_moe_layer_v2(
@@ -100,12 +99,11 @@ def transformer_moe_layer_v2(
   """
   return apply(
       inputs, output_dim, MoeHparams.of(hparams, 2), train, num_levels=2,
-      layout=layout,
-      mesh_shape=mesh_shape, nonpadding=nonpadding, activation=activation,
+      layout=layout, mesh_shape=mesh_shape, nonpadding=nonpadding,
       num_microbatches=num_microbatches, token_embeddings=token_embeddings,
-      token_ids=token_ids, experts=experts, variable_dtype=variable_dtype,
-      master_dtype=master_dtype, slice_dtype=slice_dtype,
-      activation_dtype=activation_dtype)
+      token_ids=token_ids, experts=experts, activation=activation,
+      variable_dtype=variable_dtype, master_dtype=master_dtype,
+      slice_dtype=slice_dtype, activation_dtype=activation_dtype)
 
 
 def transformer_moe_layer(
@@ -170,12 +168,12 @@ def transformer_moe_layer(
   if levels is not None:
     hparams = with_levels(hparams, levels)
   return apply(
-      inputs, output_dim, hparams, train, layout=layout,
-      mesh_shape=mesh_shape, nonpadding=nonpadding, activation=activation,
+      inputs, output_dim, hparams, train,
+      layout=layout, mesh_shape=mesh_shape, nonpadding=nonpadding,
       num_microbatches=num_microbatches, token_embeddings=token_embeddings,
-      token_ids=token_ids, experts=experts, variable_dtype=variable_dtype,
-      master_dtype=master_dtype, slice_dtype=slice_dtype,
-      activation_dtype=activation_dtype)
+      token_ids=token_ids, experts=experts, activation=activation,
+      variable_dtype=variable_dtype, master_dtype=master_dtype,
+      slice_dtype=slice_dtype, activation_dtype=activation_dtype)
 
 
 def with_levels(hparams: MoeHparams, levels) -> MoeHparams:
@@ -363,7 +361,9 @@ class Mixture:
         weights *= mtf.to_float(mtf.reshape(
             sent(mtf.cast(mtf.reshape(so_far, so_far.shape + one),
                           arrivals.tokens.dtype), whole=True), weights.shape))
-      return gating.Above(weights, routed.load)
+      return gating.Above(
+          weights, None if routed.load is None else mtf.rename_dimension(
+              routed.load, level.experts_unsplit.name, level.experts.name))
 
     return Arrivals(
         as_tokens(arrived, arrived.shape.dims[-1]),

@@ -98,7 +98,7 @@ def assert_recomputing_changes_nothing(
         evaluate(model_file, [*bindings, *switch], use, mesh)
         for switch in ([], [RECOMPUTED]))
   assert plain.keys() == recomputed.keys()
-  assert any("inner_gating" in name for name in plain)
+  assert any("_gating" in name for name in plain)
   for name, value in plain.items():
     np.testing.assert_allclose(
         recomputed[name], value, rtol=0,
@@ -107,6 +107,12 @@ def assert_recomputing_changes_nothing(
 
 @pytest.mark.parametrize("bindings", [
     [], ["MoE2D.moe_gating = ('switch', 'top_2')", "MoE2D.dispatch = 'index'"],
+    ["MoE2D.moe_gating = ('hash', 'sigmoid_top_k')",
+     "MoE2D.sigmoid_top_k = 1"],
+    ["MoE2D.moe_gating = ('sigmoid_top_k', 'hash')",
+     "MoE2D.sigmoid_top_k = 1"],
+    ["MoE2D.moe_gating = 'noisy_top_k'", "MoE2D.noisy_top_k = 1",
+     "MoE2D.noisy_loss = 'hierarchical'"],
     ["MoE2D.word_embed_mode = 'add'"],
     ["MoE2D.word_embed_mode = 'concat_stop_grad'"], REVERSIBLE], ids=str)
 def test_same_loss_and_gradients(bindings):
@@ -121,9 +127,11 @@ def test_same_for_an_encoder_and_a_decoder():
   assert_recomputing_changes_nothing("models/bitransformer_small.gin", [])
 
 
-def test_same_in_microbatches():
+@pytest.mark.parametrize("bindings", [
+    [], ["MoE2D.moe_gating = ('hash', 'sigmoid_top_k')"]], ids=str)
+def test_same_in_microbatches(bindings):
   assert_recomputing_changes_nothing(
-      "models/lm_tiny.gin", [], use=in_microbatches)
+      "models/lm_tiny.gin", bindings, use=in_microbatches)
 
 
 @pytest.mark.parametrize("bindings", [[], REVERSIBLE], ids=str)

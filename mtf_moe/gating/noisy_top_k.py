@@ -35,7 +35,8 @@ class NoisyTopK(router.Router):
     x, k = scores.experts_dim, scores.settings.noisy_top_k
     selection.check_number("noisy_top_k", k, x)
     logits = scores.logits  # [..., s, x]
-    with_load = scores.train and k < x.size
+    kind = scores.settings.noisy_loss
+    with_load = scores.train and k < x.size and kind != "none"
     # Also where it is not used: a checkpoint has the same variables everywhere.
     noise = scores.linear("noise")  # [..., s, x]
     if scores.train:
@@ -58,7 +59,7 @@ class NoisyTopK(router.Router):
     likely = None
     if with_load:
       likely = _likely_chosen(scores.logits, logits, deviation, largest, k)
-    loss, load = _LOSSES[scores.settings.noisy_loss](scores, chosen, likely)
+    loss, load = _LOSSES[kind](scores, chosen, likely)
     return router.TokenChoice(
         experts[:k], weights, balance_loss=loss, load=load)
 

@@ -124,7 +124,8 @@ class TokenChoice:
 
   Attributes:
     experts: k times int32 [..., s], its choices in order of preference.
-    weights: k times float32 [..., s], the share of each in the token's result.
+    weights: k times float32 [..., s], the share of each in the token's result,
+      none of them negative.
     wanted: k times float32 [..., s], one where the choice is to be used, else
       zero; None where all are that are no padding.
     balance_loss: a float32 scalar, or None for `losses.balance_loss` of the

@@ -1,5 +1,8 @@
 """Routers of one's own: what is written, registered, returned and refused."""
 
+import pathlib
+import re
+
 import mesh_tensorflow as mtf
 import numpy as np
 import pytest
@@ -226,6 +229,15 @@ def test_all_of_mesh_tensorflow_are_there():
       "top_2", "top_n", "switch", "switch_max", "ntlb", "expert_selection"}
   assert isinstance(gating.find("top_2"), gating.Router)
   assert issubclass(routing.TokenRouting, routing.Routing)
+
+
+def test_the_readme_has_all_of_the_package():
+  readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+  table = readme.partition("\n### Routers\n")[2].partition("\n\nThe first")[0]
+  ours = {name for name in gating.names()
+          if type(gating.find(name)).__module__.startswith("mtf_moe.gating.")
+          and not hasattr(gating.find(name), "function")}
+  assert ours == set(re.findall(r'^\| "(\w+)" \|', table, re.MULTILINE))
 
 
 def test_the_order_of_dimensions_does_not_matter():

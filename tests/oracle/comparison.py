@@ -145,17 +145,26 @@ def shared_draws(case):
 def same_draws():
   """A context in which all draw the same numbers for the same shape and range.
   """
-  def uniform(mesh, shape, minval=0.0, maxval=1.0, dtype=tf.float32, **_):
-    shape = mtf.Shape(shape)
-    drawn = np.random.default_rng(shape.size).integers(
-        4096, size=shape.to_integer_list)
-    values = minval + (maxval - minval) * (drawn + 0.5) / 4096
+  def drawn(mesh, shape, dtype, values):
     return mtf.import_fully_replicated(
         mesh, tf.constant(values, dtype), shape, "draws")
+
+  def uniform(mesh, shape, minval=0.0, maxval=1.0, dtype=tf.float32, **_):
+    shape = mtf.Shape(shape)
+    numbers = np.random.default_rng(shape.size).integers(
+        4096, size=shape.to_integer_list)
+    return drawn(mesh, shape, dtype,
+                 minval + (maxval - minval) * (numbers + 0.5) / 4096)
+
+  def normal(mesh, shape, dtype=tf.float32, **_):
+    shape = mtf.Shape(shape)
+    return drawn(mesh, shape, dtype, np.random.default_rng(shape.size).normal(
+        size=shape.to_integer_list))
 
   with pytest.MonkeyPatch.context() as patch:
     for module in (mtf, mtf.ops, mtf.layers.mtf):  # Three namespaces.
       patch.setattr(module, "random_uniform", uniform)
+      patch.setattr(module, "random_normal", normal)
     yield
 
 

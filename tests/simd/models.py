@@ -73,7 +73,9 @@ def layer_model(case, optimizer="sgd", input_gradient=True, **hparams):
     outputs, loss = mtf_moe.transformer_moe_layer_v2(
         tensors["inputs"], _with_depth(case).dims[-1], case.hparams(**hparams),
         case.train, harness.variable_dtype(case.dtype), layout=case.layout,
-        mesh_shape=mesh_shape(case), nonpadding=tensors.get("nonpadding"))
+        mesh_shape=mesh_shape(case), nonpadding=tensors.get("nonpadding"),
+        token_ids=_made_up_ids(tensors["inputs"])
+        if "hash" in hparams.get("moe_gating", ()) else None)
     exported = {"output": outputs, "loss": loss}
     if optimizer == "none":
       return exported, []
@@ -90,6 +92,12 @@ def layer_model(case, optimizer="sgd", input_gradient=True, **hparams):
         gradients[len(wanted):], variables)
 
   return model
+
+
+def _made_up_ids(inputs):
+  """Ids [...] of tokens [..., m], which are multiples of 1/8."""
+  return mtf.to_int32(8.0 * mtf.reduce_sum(
+      mtf.abs(inputs), reduced_dim=inputs.shape.dims[-1]))
 
 
 def levels_model(level_list, layout, mesh_shape, dispatch):

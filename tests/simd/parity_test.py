@@ -124,12 +124,14 @@ def test_layer(name):
 
 @pytest.mark.parametrize("gating", [
     "switch", ("switch_max", "ntlb"), ("expert_selection", "top_n"),
-    ("group_limited", "expert_choice")], ids=str)
+    ("group_limited", "expert_choice"), ("sigmoid_top_k", "sigmoid_top_k"),
+    ("hash", "hash")], ids=str)
 def test_routers(gating):
   check(layer_run(
       2, 2, "sgd", moe_gating=gating, moe_switch_policy_train="argmax",
       moe_ntlb_top_k=2, moe_top_n_num_experts_per_token=2,
-      moe_limited_num_groups=2, moe_limited_top_groups=1))
+      moe_limited_num_groups=2, moe_limited_top_groups=1, moe_sigmoid_top_k=1,
+      moe_sigmoid_bias_rate=0.25))
 
 
 @pytest.mark.parametrize("num_levels, dispatch", [
