@@ -11,10 +11,10 @@ from mesh_tensorflow.transformer import vocabulary as mtf_vocabulary
 import pytest
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.text import text_data
+from mtf_moe.text.text_files import TextFiles
+from mtf_moe.text.vocabulary import ByteVocabulary
 from mtf_moe.train import evaluation
-from mtf_moe.train import text_data
-from mtf_moe.train.text_files import TextFiles
-from mtf_moe.train.vocabulary import ByteVocabulary
 from tests import gin_config
 
 A, B, C, D, E, F = (ord(letter) + 3 for letter in "abcdef")
