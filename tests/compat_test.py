@@ -195,6 +195,11 @@ def without_optional_modules():
           "import pkg_resources.extern", "import distutils.util",
           "from distutils import util")]
 
+      import pytest
+      with pytest.MonkeyPatch.context() as patch:
+        found["prepended"] = error_of(patch.syspath_prepend, "/my/modules")
+        found["first"] = sys.path[0]
+
       from distutils.version import LooseVersion
       found["versions"] = [LooseVersion("2.9.1") < LooseVersion("2.15.0"),
                            LooseVersion("2.15.0") < LooseVersion("2.9.1")]
@@ -248,6 +253,12 @@ def test_versions_compare_as_numbers_without_distutils(
 def test_versions_compare_as_numbers_without_pkg_resources(
     without_optional_modules):
   assert without_optional_modules["parsed"] == [True]
+
+
+def test_pytest_prepends_to_the_path_without_pkg_resources(
+    without_optional_modules):
+  assert without_optional_modules["prepended"] is None
+  assert without_optional_modules["first"] == "/my/modules"
 
 
 def test_what_a_stand_in_lacks_it_says_how_to_get(without_optional_modules):
