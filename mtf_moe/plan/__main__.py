@@ -32,8 +32,9 @@ flags.DEFINE_bool(
 
 _PROGRAM = "mtf_moe.plan"
 # What gin knows in a run.
-_IMPORTS = [f"import mtf_moe.train.{module}" for module in (
-    "checkpoints", "evaluation", "sampling", "training")]
+_IMPORTS = [f"import mtf_moe.{module}" for module in (
+    "decoding.sampling", "train.checkpoints", "train.evaluation",
+    "train.training")]
 # What a plan does not need, or would have no part in a run: the text, and
 # summaries, which a TPU leaves out unless it is asked for them.
 _OVERRIDES = ["run.perplexity_eval_steps = None", "run.mode = 'train'",

@@ -121,6 +121,12 @@ def is_of_packages(configurable) -> bool:
   return configurable.wrapped.__module__.partition(".")[0] in _PACKAGES
 
 
+def is_call(value: Any) -> bool:
+  """Whether a bound value is what a function returns, not known before."""
+  return (isinstance(value, gin.config.ConfigurableReference)
+          and value.evaluate)
+
+
 def _is_macro(value):
   return value.configurable.wrapped is gin.config.macro
 

@@ -18,6 +18,7 @@ from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
 from mtf_moe import recomputation
+from mtf_moe.decoding import scoring
 from mtf_moe.run import config_files
 from mtf_moe.run import console
 from mtf_moe.run import layer_facts
@@ -26,6 +27,7 @@ from mtf_moe.run import mistakes
 from mtf_moe.run import patches
 from mtf_moe.run import paths
 from mtf_moe.run.layer_facts import LayerFacts
+from mtf_moe.text import vocabulary
 from mtf_moe.train import checkpoints
 from mtf_moe.train import evaluation
 from mtf_moe.train import export
@@ -34,9 +36,7 @@ from mtf_moe.train import made_with
 from mtf_moe.train import model_directory
 from mtf_moe.train import preflight
 from mtf_moe.train import run_mode
-from mtf_moe.train import scoring
 from mtf_moe.train import training
-from mtf_moe.train import vocabulary
 
 FLAGS = flags.FLAGS
 

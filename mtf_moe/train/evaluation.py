@@ -21,9 +21,9 @@ from mtf_moe.run import configured_model
 from mtf_moe.run import console
 from mtf_moe.run import gin_bindings
 from mtf_moe.run import patches
+from mtf_moe.text import text_data
+from mtf_moe.text import text_files
 from mtf_moe.train import progress
-from mtf_moe.train import text_data
-from mtf_moe.train import text_files
 
 _STEPS = "evaluated {n_fmt} of {total_fmt} steps"
 _DROPLESS = "dropless"

@@ -6,7 +6,7 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe.run import gin_bindings
 from mtf_moe.run import paths
-from mtf_moe.train import vocabulary as vocabulary_lib
+from mtf_moe.text import vocabulary as vocabulary_lib
 
 MODES = ("export_infer", "export_score", "export")
 _EXAMPLE = 'such as run.export_path = "exported"'
@@ -63,7 +63,7 @@ def check_vocabularies(vocabulary):
           f"run.vocabulary is a {name}, which encodes or decodes text by "
           "calling Python, so a model that is exported with it could not be "
           "served: use @mtf_moe.ByteVocabulary(), or a SentencePieceVocabulary "
-          "that `python -m mtf_moe.train.vocabulary` made.")
+          "that `python -m mtf_moe.text.vocabulary` made.")
 
 
 def _called_by(vocabulary):

@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any
 
-from mtf_moe.train import text_files
+from mtf_moe.text import text_files
 
 # As many ids as are encoded again: enough for every piece to occur.
 _NUM_ENCODED = 50_000

@@ -20,10 +20,10 @@ from mtf_moe.run import console
 from mtf_moe.run import gin_bindings
 from mtf_moe.run import paths
 from mtf_moe.run.configured_model import ConfiguredModel
+from mtf_moe.text import text_data
+from mtf_moe.text import text_files
 from mtf_moe.train import fingerprints
 from mtf_moe.train import run_mode
-from mtf_moe.train import text_data
-from mtf_moe.train import text_files
 
 FILE = "made_with.json"
 

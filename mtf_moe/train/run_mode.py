@@ -3,13 +3,13 @@
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.decoding import sampling
+from mtf_moe.decoding import scoring
 from mtf_moe.run import gin_bindings
 from mtf_moe.run import paths
 from mtf_moe.train import checkpoints
 from mtf_moe.train import evaluation
 from mtf_moe.train import export
-from mtf_moe.train import sampling
-from mtf_moe.train import scoring
 
 # Those of mesh_tensorflow.transformer.utils.run.
 MODES = ("train", "perplexity_eval", "infer", "eval", "score_eval",

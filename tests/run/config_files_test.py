@@ -1,6 +1,5 @@
 """What is wrong with a gin file is told with its name and the line."""
 
-import importlib
 import sys
 import types
 
@@ -151,23 +150,13 @@ def test_a_directory(tmp_path):
       f"the gin file {tmp_path}/my.gin is a directory.")
 
 
-def _import_from(directory, monkeypatch):
-  """Not with `syspath_prepend`, which takes any pkg_resources for setuptools'.
-
-  Where setuptools has none any more, mesh_tensorflow gets one with the two
-  functions that it needs.
-  """
-  monkeypatch.setattr(sys, "path", [str(directory), *sys.path])
-  importlib.invalidate_caches()
-
-
 @pytest.mark.parametrize("text, why", [
     (None, "ModuleNotFoundError: No module named 'my_module'"),
     ("x = 1\nx = y\n", "NameError: name 'y' is not defined"),
     ("x = 1 +\n", "SyntaxError: invalid syntax"),
 ])
 def test_modules(tmp_path, monkeypatch, text, why):
-  _import_from(tmp_path, monkeypatch)
+  monkeypatch.syspath_prepend(tmp_path)
   if text:
     (tmp_path / "my_module.py").write_text(text)
   assert said(tmp_path, modules=["my_module"]).startswith(
@@ -175,7 +164,7 @@ def test_modules(tmp_path, monkeypatch, text, why):
 
 
 def test_a_module_that_a_file_imports(tmp_path, monkeypatch):
-  _import_from(tmp_path, monkeypatch)
+  monkeypatch.syspath_prepend(tmp_path)
   (tmp_path / "failing.py").write_text("x = 1\nx = y\n")
   (tmp_path / "my.gin").write_text("import failing\n")
   told = said(tmp_path, files=["my.gin"])

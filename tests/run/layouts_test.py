@@ -113,7 +113,7 @@ def test_a_batch_of_parts_of_sequences(given):
 def test_positions(needed, bindings):
   bindings = ["Unitransformer.positional_embedding = True", *bindings]
   if any("BeamSearch" in binding for binding in bindings):
-    bindings = ["import mtf_moe.train.beam_search",
+    bindings = ["import mtf_moe.decoding.beam_search",
                 "run.predict_fn = @mtf_moe.BeamSearch()", *bindings]
   build(f"Unitransformer.max_length = {needed}", *bindings)
   with pytest.raises(ValueError, match=(

@@ -5,8 +5,8 @@ from absl.testing import flagsaver
 import gin
 import pytest
 
+from mtf_moe.decoding import beam_search
 from mtf_moe.run import config_files
-from mtf_moe.train import beam_search
 from mtf_moe.train import training
 from tests.train import configs_test
 

@@ -4,11 +4,11 @@ import gin
 from mesh_tensorflow.transformer import adaptive_softmax
 import pytest
 
+from mtf_moe.decoding import beam_search
+from mtf_moe.decoding import sampling
 from mtf_moe.run.configured_model import ConfiguredModel
-from mtf_moe.train import beam_search
+from mtf_moe.text import text_data
 from mtf_moe.train import evaluation
-from mtf_moe.train import sampling
-from mtf_moe.train import text_data
 from mtf_moe.train import training
 from tests import gin_config
 

@@ -8,11 +8,11 @@ import gin
 import pytest
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.decoding import sampling
 from mtf_moe.run import config_files
 from mtf_moe.run.configured_model import ConfiguredModel
+from mtf_moe.text import vocabulary
 from mtf_moe.train import preflight
-from mtf_moe.train import sampling
-from mtf_moe.train import vocabulary
 from tests import gin_config
 
 # The prompts of one are bound here for all.

@@ -233,6 +233,48 @@ def test_options_that_are_refused(lines, said):
     evaluation.check_options()
 
 
+def parse_text(directory, *bindings):
+  """Configures a run on two files, one of which is held out: 64 tokens."""
+  for name in ("f1", "f2"):
+    (directory / name).write_text(63 * "a")
+  gin_config.parse(["meshes/cpu_1.gin", "data/bytes.gin"], [
+      f"TextFiles.glob = '{directory}/f*'", "TextFiles.held_out = 'f2'",
+      *bindings])
+
+
+# 4 windows of 16, or 8 of 8.
+@pytest.mark.parametrize("steps, bindings", [
+    (2, ["batch_size = 2"]),
+    (4, ["run.batch_size = 1"]),
+    (1, ["run.batch_size = ('tokens_per_batch', 64)"]),
+    (2, ["run.batch_size = ('sequences_per_batch', 3)"]),
+    (2, ["run.batch_size = ('tokens_per_replica', 32)"]),
+    (1, ["run.batch_size = ('tokens_per_replica', 32)",
+         "run.mesh_shape = 'outer:1,batch:2'"]),
+    (4, ["batch_size = 2", "run.sequence_length = 8"]),
+    (4, ["run.batch_size = ('tokens_per_batch', 32)",
+         "run.sequence_length = {'inputs': 16, 'targets': 8}"]),
+    (4, ["batch_size = 2", "sequence_length = 8"]),
+    # As configurations of one's own may have it.
+    (2, ["batch_size = 2", "held_out_steps.batch_size = %batch_size",
+         "held_out_steps.sequence_length = %sequence_length",
+         "held_out_steps.vocabulary = %vocabulary"]),
+])
+def test_the_evaluation_follows_the_run(tmp_path, steps, bindings):
+  parse_text(tmp_path, "sequence_length = 16", *bindings)
+  assert gin.get_bindings("utils.run")["perplexity_eval_steps"] == steps
+  evaluation.check_options()
+
+
+def test_steps_for_other_batches(tmp_path):
+  parse_text(
+      tmp_path, "run.batch_size = 4", "held_out_steps.batch_size = 2")
+  with pytest.raises(ValueError, match=(
+      r"held_out_steps\.batch_size = 2, and run\.batch_size makes batches of 4"
+      )):
+    evaluation.check_options()
+
+
 def test_a_perplexity_beyond_all_numbers():
   result = evaluation.Result(1, 1, log_likelihood=-1e4, accuracy=0.0)
   assert result.perplexity == math.inf

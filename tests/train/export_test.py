@@ -11,10 +11,10 @@ from mesh_tensorflow.transformer import vocabulary as mtf_vocabulary
 import pytest
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.text.vocabulary import ByteVocabulary
+from mtf_moe.text.vocabulary import SentencePieceVocabulary
+from mtf_moe.text.vocabulary import train_sentencepiece
 from mtf_moe.train import export
-from mtf_moe.train.vocabulary import ByteVocabulary
-from mtf_moe.train.vocabulary import SentencePieceVocabulary
-from mtf_moe.train.vocabulary import train_sentencepiece
 from tests.train.program import write_text
 from tests.train.small_models import GREEDY
 from tests.train.small_models import LENGTH

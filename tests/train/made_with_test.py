@@ -11,9 +11,9 @@ import tensorflow.compat.v1 as tf
 
 import mtf_moe
 from mtf_moe import experts
+from mtf_moe.text import vocabulary
 from mtf_moe.train import made_with
 from mtf_moe.train import preflight
-from mtf_moe.train import vocabulary
 from tests import gin_config
 from tests.train import program as program_lib
 from tests.train import small_models

@@ -8,9 +8,9 @@ import sys
 import pytest
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.decoding import sampling
 from mtf_moe.report import mixtures
 from mtf_moe.report import runs
-from mtf_moe.train import sampling
 from tests.train import program
 from tests.train.program import run
 

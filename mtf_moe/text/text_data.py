@@ -20,8 +20,8 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe.run import configured_model
 from mtf_moe.run import gin_bindings
-from mtf_moe.train import text_files
-from mtf_moe.train import vocabulary as vocabulary_lib
+from mtf_moe.text import text_files
+from mtf_moe.text import vocabulary as vocabulary_lib
 
 # The names of the two parts, as values of run.dataset_split.
 TRAIN = "train"
@@ -141,7 +141,7 @@ def held_out_size(vocabulary, sequence_length, files=None):
           f"run.vocabulary, a {type(vocabulary).__name__}, does not give back "
           f"the text of {document.path}, so bits per byte would come out too "
           "low. Use @mtf_moe.ByteVocabulary(), or a SentencePiece model that "
-          "`python -m mtf_moe.train.vocabulary` trained.")
+          "`python -m mtf_moe.text.vocabulary` trained.")
   return TextSize(
       num_documents=len(part.documents),
       num_bytes=sum(document.num_bytes for document in part.documents),

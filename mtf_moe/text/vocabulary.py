@@ -3,7 +3,7 @@ r"""Vocabularies: how text becomes the ids that a model reads, and back.
 All follow the convention of mesh_tensorflow and T5: id 0 is padding, 1 ends a
 document. As a program, this file trains a SentencePiece model:
 
-  python -m mtf_moe.train.vocabulary --files='text/*.txt' \
+  python -m mtf_moe.text.vocabulary --files='text/*.txt' \
       --model=text.model --vocab_size=2048
 """
 
@@ -20,10 +20,10 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe.run import mistakes
 from mtf_moe.run import paths
-from mtf_moe.train import sentencepiece_graph
-from mtf_moe.train import text_files
+from mtf_moe.text import sentencepiece_graph
+from mtf_moe.text import text_files
 
-_PROGRAM = "mtf_moe.train.vocabulary"
+_PROGRAM = "mtf_moe.text.vocabulary"
 
 PAD_ID = 0
 EOS_ID = 1
@@ -167,7 +167,7 @@ class SentencePieceVocabulary(mtf_vocabulary.Vocabulary):
           f"SentencePieceVocabulary.path={self._path!r} {error}, which cannot "
           "be exported: a served model encodes text by operations of "
           "TensorFlow alone. Models that can be exported are made by `python "
-          "-m mtf_moe.train.vocabulary`, or use @mtf_moe.ByteVocabulary()."
+          "-m mtf_moe.text.vocabulary`, or use @mtf_moe.ByteVocabulary()."
           ) from error
 
   def _ids_of_space_mark(self):
@@ -197,7 +197,7 @@ def _load_sentencepiece(path):
   """Returns the SentencePieceProcessor of a model file, checked."""
   sentencepiece = _import_sentencepiece()
   given = f"SentencePieceVocabulary.path={path!r}"
-  remedy = ("Train a model with `python -m mtf_moe.train.vocabulary "
+  remedy = ("Train a model with `python -m mtf_moe.text.vocabulary "
             "--files=GLOB --model=PATH --vocab_size=N`.")
   try:
     with open(path, "rb") as f:

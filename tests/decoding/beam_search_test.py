@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from mtf_moe.train.beam_search import BeamSearch
+from mtf_moe.decoding.beam_search import BeamSearch
 from tests import gin_config
 from tests import harness
 

@@ -11,11 +11,9 @@ from mesh_tensorflow.transformer import vocabulary as mtf_vocabulary
 import pytest
 import tensorflow.compat.v1 as tf
 
-from mtf_moe.train import evaluation
-from mtf_moe.train import text_data
-from mtf_moe.train.text_files import TextFiles
-from mtf_moe.train.vocabulary import ByteVocabulary
-from tests import gin_config
+from mtf_moe.text import text_data
+from mtf_moe.text.text_files import TextFiles
+from mtf_moe.text.vocabulary import ByteVocabulary
 
 A, B, C, D, E, F = (ord(letter) + 3 for letter in "abcdef")
 EOS = 1
@@ -360,40 +358,3 @@ def test_other_impossible_arguments(write):
     with pytest.raises(ValueError, match=(
         r"held_out_steps\.batch_size=.* is not allowed.*run\.batch_size")):
       text_data.held_out_steps(batch_size, ByteVocabulary(), 4, files)
-
-
-# 64 tokens are held out: 4 windows of 16, or 8 of 8.
-@pytest.mark.parametrize("steps, bindings", [
-    (2, ["batch_size = 2"]),
-    (4, ["run.batch_size = 1"]),
-    (1, ["run.batch_size = ('tokens_per_batch', 64)"]),
-    (2, ["run.batch_size = ('sequences_per_batch', 3)"]),
-    (2, ["run.batch_size = ('tokens_per_replica', 32)"]),
-    (1, ["run.batch_size = ('tokens_per_replica', 32)",
-         "run.mesh_shape = 'outer:1,batch:2'"]),
-    (4, ["batch_size = 2", "run.sequence_length = 8"]),
-    (4, ["run.batch_size = ('tokens_per_batch', 32)",
-         "run.sequence_length = {'inputs': 16, 'targets': 8}"]),
-    (4, ["batch_size = 2", "sequence_length = 8"]),
-    # As configurations of one's own may have it.
-    (2, ["batch_size = 2", "held_out_steps.batch_size = %batch_size",
-         "held_out_steps.sequence_length = %sequence_length",
-         "held_out_steps.vocabulary = %vocabulary"]),
-])
-def test_the_evaluation_follows_the_run(write, steps, bindings):
-  gin_config.parse(["meshes/cpu_1.gin", "data/bytes.gin"], [
-      f"TextFiles.glob = '{write(f1='a' * 63, f2='b' * 63)}'",
-      "TextFiles.held_out = 'f2*'", "sequence_length = 16", *bindings])
-  assert gin.get_bindings("utils.run")["perplexity_eval_steps"] == steps
-  evaluation.check_options()
-
-
-def test_steps_for_other_batches(write):
-  gin_config.parse(["meshes/cpu_1.gin", "data/bytes.gin"], [
-      f"TextFiles.glob = '{write(f1='a' * 63, f2='b' * 63)}'",
-      "TextFiles.held_out = 'f2*'", "run.batch_size = 4",
-      "held_out_steps.batch_size = 2"])
-  with pytest.raises(ValueError, match=(
-      r"held_out_steps\.batch_size = 2, and run\.batch_size makes batches of 4"
-      )):
-    evaluation.check_options()

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from mtf_moe.train import vocabulary as vocabulary_lib
-from mtf_moe.train.vocabulary import ByteVocabulary
-from mtf_moe.train.vocabulary import SentencePieceVocabulary
-from mtf_moe.train.vocabulary import train_sentencepiece
+from mtf_moe.text import vocabulary as vocabulary_lib
+from mtf_moe.text.vocabulary import ByteVocabulary
+from mtf_moe.text.vocabulary import SentencePieceVocabulary
+from mtf_moe.text.vocabulary import train_sentencepiece
 
 # What tokenizers like to change: white space at the ends and in runs, line
 # ends, composed and compatible characters, rare characters, names of special
@@ -231,7 +231,7 @@ def test_missing_or_broken_model_file(tmp_path):
   for path in (str(tmp_path / "none.model"), str(tmp_path), "", None):
     with pytest.raises(ValueError, match=(
         r"SentencePieceVocabulary\.path=.* cannot be read.*"
-        r"python -m mtf_moe\.train\.vocabulary")):
+        r"python -m mtf_moe\.text\.vocabulary")):
       SentencePieceVocabulary(path)
   for content in (b"", b"not a model"):
     broken = tmp_path / "broken.model"
@@ -265,7 +265,7 @@ def test_sentencepiece_is_optional(monkeypatch, tmp_path):
 def test_command_line(text_file, tmp_path, model_path):
   path = tmp_path / "new" / "text.model"
   done = subprocess.run(
-      [sys.executable, "-m", "mtf_moe.train.vocabulary",
+      [sys.executable, "-m", "mtf_moe.text.vocabulary",
        f"--files={text_file}", f"--model={path}", "--vocab_size=300"],
       capture_output=True, text=True, check=True)
   num_tokens = len(SentencePieceVocabulary(str(path)).encode(_TEXT))

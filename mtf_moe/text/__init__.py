@@ -1,0 +1,1 @@
+"""Local text as data: files, vocabularies, windows of tokens."""
