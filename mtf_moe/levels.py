@@ -251,6 +251,8 @@ def size(batch_dims: list[mtf.Dimension], length: mtf.Dimension,
     per_batch = num_groups * capacity
   canonical = canonical_layout(len(settings), _example_axes(len(settings)))
   for level in sized:
+    mesh.check_whole([level.groups_unsplit, level.group_size,
+                      level.experts_unsplit, level.capacity])
     mesh.check_apart(level.token_dims, canonical)
     mesh.check_apart(level.outer_dims + level.expert_dims, canonical)
   _tell_of_repeats(sized[-1], canonical, mesh)

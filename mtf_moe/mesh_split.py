@@ -70,6 +70,16 @@ class MeshSplit:
     if (wrong := self.not_divided(dim)) is not None:
       raise ValueError(f"{gin_name} {wrong}")
 
+  def check_whole(self, dims):
+    """Raises ValueError if dimensions are split that a router needs whole."""
+    for dim in dims:
+      axis = self.axis(dim)
+      if axis is not None:
+        raise ValueError(
+            f"run.layout_rules splits {dim.name!r} over mesh dimension "
+            f"{axis.name!r}, and routers choose among whole groups and fill "
+            f"whole buffers: remove the rule {dim.name}:{axis.name}.")
+
   def check_apart(self, dims, canonical_layout):
     """Raises ValueError if two of a tensor's dimensions share an axis."""
     taken: dict[str, mtf.Dimension] = {}

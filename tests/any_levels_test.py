@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf
 import mtf_moe
 from mtf_moe import layer_records
 from mtf_moe import levels
+from mtf_moe import mesh_split
 from tests import harness
 
 DEPTH = mtf.Dimension("d_model", 6)
@@ -297,3 +298,16 @@ def test_what_a_mesh_does_not_allow():
   with pytest.raises(ValueError, match=(
       r"moe_num_experts\[0\] = 3 gives dimension 'expert_1' the size 3")):
     run(mesh_impl(2, 2, 2), (3, 2, 2))
+
+
+@pytest.mark.parametrize("dim", [
+    "group_size_x", "group_size_y", "expert_capacity_x", "expert_y_unsplit",
+    "batch_unsplit"])
+def test_what_a_layout_cannot_split(dim):
+  with pytest.raises(ValueError, match=(
+      f"run.layout_rules splits '{dim}' over mesh dimension 'a', .*: remove the "
+      f"rule {dim}:a.")):
+    levels.size(
+        [mtf.Dimension("outer_batch", 2), mtf.Dimension("batch", 2)],
+        mtf.Dimension("length", 8), mtf_moe.MoeHparams(), True,
+        mesh_split.MeshSplit(f"{dim}:a", "a:2"))

@@ -51,7 +51,9 @@ def scores():
   dims = [mtf.Dimension("group", 2), mtf.Dimension("experts", 2)]
   return router.Scores(
       mtf.zeros(mesh, mtf.Shape(dims)), importance=None, capacity_dim=dims[0],
-      settings=hparams.Level(), train=True, linear=lambda name: None)
+      settings=hparams.Level(), train=True, linear=lambda name: None,
+      variable=lambda name, rule: None, token_ids=lambda: None,
+      above=lambda: None)
 
 
 @pytest.mark.parametrize("seam, call, expected", [
