@@ -305,8 +305,8 @@ def test_what_a_mesh_does_not_allow():
     "batch_unsplit"])
 def test_what_a_layout_cannot_split(dim):
   with pytest.raises(ValueError, match=(
-      f"run.layout_rules splits '{dim}' over mesh dimension 'a', .*: remove the "
-      f"rule {dim}:a.")):
+      f"run.layout_rules splits '{dim}' over mesh dimension 'a', .*: remove "
+      f"the rule {dim}:a.")):
     levels.size(
         [mtf.Dimension("outer_batch", 2), mtf.Dimension("batch", 2)],
         mtf.Dimension("length", 8), mtf_moe.MoeHparams(), True,
