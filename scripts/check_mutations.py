@@ -60,16 +60,18 @@ def run_tests(mutant: seams.Mutant, processes: int) -> Finished:
 
 
 def verdict(mutant: seams.Mutant, finished: Finished) -> str:
-  """CAUGHT, or what is wrong."""
+  """CAUGHT and by what, or what is wrong."""
   failed = [line for line in finished.told if line.startswith("failed: ")]
   if failed:
     return f"FAILED: the mutant itself, not a test. {failed[0]}"
-  if finished.returncode and not re.search(
-      r"^FAILED tests/", finished.output, re.MULTILINE):
+  caught_by = re.search(r"^FAILED (tests/.*)", finished.output, re.MULTILINE)
+  if finished.returncode and not caught_by:
     return f"FAILED: pytest ran no test to its end.\n{finished.output}"
   if "called" not in finished.told:
     return f"UNUSED: no test calls its seam, {mutant.seam}."
-  return CAUGHT if finished.returncode else "MISSED: no test fails."
+  if not caught_by:
+    return "MISSED: no test fails."
+  return f"{CAUGHT} by {caught_by[1]}"
 
 
 def main():
@@ -97,7 +99,7 @@ def main():
       found = verdict(mutant, run_tests(mutant, args.processes))
     except seams.SeamGoneError as error:
       found = f"GONE: {error}"
-    wrong += found != CAUGHT
+    wrong += not found.startswith(CAUGHT)
     print(f"rule {mutant.rule:2}, {mutant.name}: {found}", flush=True)
   sys.exit(f"{wrong} of {len(chosen)} mutants were not caught." if wrong
            else None)

@@ -46,8 +46,11 @@ def a_bias(prepare_logits, router, logits, settings, train):
 
 @MUTANTS.breaks(2, "ties to the highest index", LIKELIEST, BY_HAND)
 def ties_to_the_highest_index(likeliest, gates, experts_dim):
-  numbers = mtf.range(gates.mesh, experts_dim, gates.dtype)
-  return likeliest(gates + 1e-6 * numbers, experts_dim)
+  gate, _ = likeliest(gates, experts_dim)
+  numbers = mtf.range(gates.mesh, experts_dim, gates.dtype)  # From 0.
+  are_largest = mtf.to_float(mtf.equal(gates, gate))
+  return gate, mtf.to_int32(mtf.reduce_max(
+      are_largest * numbers, reduced_dim=experts_dim))
 
 
 @MUTANTS.breaks(2, "no gradient through the first weight", TOP_2, ORACLE)

@@ -127,7 +127,8 @@ def test_no_two_mutants_have_one_name():
 
 
 @pytest.mark.parametrize("finished, expected", [
-    (Finished(1, "FAILED tests/a_test.py::b", ["called"]), "caught"),
+    (Finished(1, "FAILED tests/a_test.py::b", ["called"]),
+     "caught by tests/a_test.py::b"),
     (Finished(0, "3 passed", ["called"]), "MISSED: no test fails."),
     (Finished(0, "3 passed", []), "UNUSED: no test calls its seam, a:b."),
     (Finished(1, "FAILED tests/a_test.py::b", []), "UNUSED: no test calls its"),
