@@ -147,7 +147,8 @@ class MoeHparams:
 
   # The order is that of mesh_tensorflow's layers, whose parameters may be given
   # by position.
-  moe_num_experts: int | tuple[int, ...] = (8, 8)
+  moe_num_experts: int | tuple[int, ...] = knob(
+      (8, 8), knobs.positive_integers)
   moe_loss_coef: float = knob(1e-2, _COEFFICIENT)
   moe_hidden_size: int = knob(4096, knobs.positive_integer)
   moe_group_size: int = knob(1024, knobs.positive_integer, by_level=True)
@@ -222,8 +223,6 @@ class MoeHparams:
       object.__setattr__(self, "moe_levels", levels)
       object.__setattr__(
           self, "moe_num_experts", tuple(level.experts for level in levels))
-    object.__setattr__(
-        self, "moe_num_experts", _checked_experts(self.moe_num_experts))
 
   def _check_that_levels_say_all(self, levels):
     """Raises ValueError for what `moe_levels` would leave without effect."""
@@ -385,12 +384,3 @@ class ChangeableHparams(MoeHparams):
   def add_hparam(self, name, value):
     """Sets one, as it can be with mesh_tensorflow's."""
     setattr(self, name, value)
-
-
-def _checked_experts(num_experts):
-  """An int for one level or a tuple of several; ValueError otherwise."""
-  if isinstance(num_experts, (list, tuple)) and num_experts:
-    return tuple(
-        knobs.positive_integer(f"num_experts[{number}]", size)
-        for number, size in enumerate(num_experts))
-  return knobs.positive_integer("num_experts", num_experts)
