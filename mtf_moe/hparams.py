@@ -124,6 +124,9 @@ class MoeHparams:
     moe_balance_over_used: (level) take the means of the balancing loss over the
       tokens that count, and not over all slots of a group, as mesh_tensorflow
       does: then padding and empty slots make the loss no smaller.
+    moe_shared_hidden_size: units in the hidden layer of the shared expert, of
+      the same kind as the others, which every token uses beside those that it
+      chooses (see `shared_expert`); or None for no such expert.
     moe_dispatch: how tokens move, one of `DISPATCHES`, with the same result:
       by "einsum", as matrix units like it, at a cost that grows with the group;
       or by "index", which copies rows and suits CPUs and GPUs.
@@ -205,6 +208,8 @@ class MoeHparams:
   moe_importance_below: str = knob(
       "weight", knobs.one_of(*IMPORTANCES_BELOW), by_level=True)
   moe_balance_over_used: bool = knob(False, knobs.boolean, by_level=True)
+  moe_shared_hidden_size: int | None = knob(
+      None, knobs.optional(knobs.positive_integer))
   moe_dispatch: str = knob("einsum", knobs.one_of(*DISPATCHES))
   moe_summaries: bool = knob(True, knobs.boolean)
   moe_dropless_eval: bool = knob(False, knobs.boolean)
