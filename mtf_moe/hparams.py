@@ -18,6 +18,7 @@ DISPATCHES = ("einsum", "index")
 SECOND_POLICIES = ("all", "none", "threshold", "random")
 SWITCH_POLICIES = ("argmax", "input_dropout", "input_jitter", "sample")
 NOISY_LOSSES = ("level", "hierarchical", "none")
+FILL_ORDERS = ("position", "gate")
 IMPORTANCES_BELOW = ("weight", "choice", "full")
 WORD_EMBED_MODES = (
     "concat", "concat_stop_grad", "add", "add_stop_grad", "embed_only")
@@ -124,6 +125,9 @@ class MoeHparams:
     moe_balance_over_used: (level) take the means of the balancing loss over the
       tokens that count, and not over all slots of a group, as mesh_tensorflow
       does: then padding and empty slots make the loss no smaller.
+    moe_fill_order: (level) whose choices get the slots of a group first, one of
+      `FILL_ORDERS`: those of tokens by their "position" in the group, or by
+      their largest "gate" (see `gating.fill_order`).
     moe_shared_hidden_size: units in the hidden layer of the shared expert, of
       the same kind as the others, which every token uses beside those that it
       chooses (see `shared_expert`); or None for no such expert.
@@ -208,6 +212,8 @@ class MoeHparams:
   moe_importance_below: str = knob(
       "weight", knobs.one_of(*IMPORTANCES_BELOW), by_level=True)
   moe_balance_over_used: bool = knob(False, knobs.boolean, by_level=True)
+  moe_fill_order: str = knob(
+      "position", knobs.one_of(*FILL_ORDERS), by_level=True)
   moe_shared_hidden_size: int | None = knob(
       None, knobs.optional(knobs.positive_integer))
   moe_dispatch: str = knob("einsum", knobs.one_of(*DISPATCHES))
