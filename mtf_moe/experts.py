@@ -21,7 +21,8 @@ def feed_forward(
   Args:
     inputs: a Tensor [<expert dims>, <batch dims>, input].
     output_dim: a mtf.Dimension.
-    expert_dims: a list of the dimensions of `inputs` that number the experts.
+    expert_dims: a list of the dimensions of `inputs` that number the experts,
+      empty for the shared expert.
     hparams: what `MoeHparams.of` takes; its moe_hidden_size, moe_activation,
       moe_dropout_rate and moe_use_experts_attention are used.
     train: a boolean.
@@ -36,7 +37,11 @@ def feed_forward(
   """
   hparams = MoeHparams.of(hparams)
   check_activation(hparams.moe_activation)
-  hidden_dim = mtf.Dimension("expert_hidden", hparams.moe_hidden_size)
+  # Tokens of the shared expert are split as inputs are, those of the others
+  # are not: a layout may split the hidden layers of these over axes of those.
+  hidden_dim = mtf.Dimension(
+      "expert_hidden" if expert_dims else "shared_hidden",
+      hparams.moe_hidden_size)
   hidden = _hidden_units(
       inputs, hidden_dim, expert_dims, hparams.moe_activation, variable_dtype)
   if hparams.moe_dropout_rate:

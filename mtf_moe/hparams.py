@@ -18,6 +18,7 @@ DISPATCHES = ("einsum", "index")
 SECOND_POLICIES = ("all", "none", "threshold", "random")
 SWITCH_POLICIES = ("argmax", "input_dropout", "input_jitter", "sample")
 NOISY_LOSSES = ("level", "hierarchical", "none")
+FILL_ORDERS = ("position", "gate")
 IMPORTANCES_BELOW = ("weight", "choice", "full")
 WORD_EMBED_MODES = (
     "concat", "concat_stop_grad", "add", "add_stop_grad", "embed_only")
@@ -124,6 +125,12 @@ class MoeHparams:
     moe_balance_over_used: (level) take the means of the balancing loss over the
       tokens that count, and not over all slots of a group, as mesh_tensorflow
       does: then padding and empty slots make the loss no smaller.
+    moe_fill_order: (level) whose choices get the slots of a group first, one of
+      `FILL_ORDERS`: those of tokens by their "position" in the group, or by
+      their largest "gate" (see `gating.fill_order`).
+    moe_shared_hidden_size: units in the hidden layer of the shared expert, of
+      the same kind as the others, which every token uses beside those that it
+      chooses (see `shared_expert`); or None for no such expert.
     moe_dispatch: how tokens move, one of `DISPATCHES`, with the same result:
       by "einsum", as matrix units like it, at a cost that grows with the group;
       or by "index", which copies rows and suits CPUs and GPUs.
@@ -147,7 +154,8 @@ class MoeHparams:
 
   # The order is that of mesh_tensorflow's layers, whose parameters may be given
   # by position.
-  moe_num_experts: int | tuple[int, ...] = (8, 8)
+  moe_num_experts: int | tuple[int, ...] = knob(
+      (8, 8), knobs.positive_integers)
   moe_loss_coef: float = knob(1e-2, _COEFFICIENT)
   moe_hidden_size: int = knob(4096, knobs.positive_integer)
   moe_group_size: int = knob(1024, knobs.positive_integer, by_level=True)
@@ -204,6 +212,10 @@ class MoeHparams:
   moe_importance_below: str = knob(
       "weight", knobs.one_of(*IMPORTANCES_BELOW), by_level=True)
   moe_balance_over_used: bool = knob(False, knobs.boolean, by_level=True)
+  moe_fill_order: str = knob(
+      "position", knobs.one_of(*FILL_ORDERS), by_level=True)
+  moe_shared_hidden_size: int | None = knob(
+      None, knobs.optional(knobs.positive_integer))
   moe_dispatch: str = knob("einsum", knobs.one_of(*DISPATCHES))
   moe_summaries: bool = knob(True, knobs.boolean)
   moe_dropless_eval: bool = knob(False, knobs.boolean)
@@ -222,8 +234,6 @@ class MoeHparams:
       object.__setattr__(self, "moe_levels", levels)
       object.__setattr__(
           self, "moe_num_experts", tuple(level.experts for level in levels))
-    object.__setattr__(
-        self, "moe_num_experts", _checked_experts(self.moe_num_experts))
 
   def _check_that_levels_say_all(self, levels):
     """Raises ValueError for what `moe_levels` would leave without effect."""
@@ -385,12 +395,3 @@ class ChangeableHparams(MoeHparams):
   def add_hparam(self, name, value):
     """Sets one, as it can be with mesh_tensorflow's."""
     setattr(self, name, value)
-
-
-def _checked_experts(num_experts):
-  """An int for one level or a tuple of several; ValueError otherwise."""
-  if isinstance(num_experts, (list, tuple)) and num_experts:
-    return tuple(
-        knobs.positive_integer(f"num_experts[{number}]", size)
-        for number, size in enumerate(num_experts))
-  return knobs.positive_integer("num_experts", num_experts)

@@ -110,6 +110,14 @@ def positive_integer(name, value):
   return operator.index(value)
 
 
+def positive_integers(name, value):
+  """Accepts a positive integer, or several, which are kept as a tuple."""
+  if isinstance(value, (list, tuple)) and value:
+    return tuple(positive_integer(f"{name}[{number}]", one)
+                 for number, one in enumerate(value))
+  return positive_integer(name, value)
+
+
 def number(remedy: str, positive=False, below=math.inf):
   """Accepts 0 <= value < below (0 < value where `positive`)."""
   lowest = "above 0" if positive else "0 or more"

@@ -34,6 +34,7 @@ from mtf_moe import levels as levels_lib
 from mtf_moe import mesh_split
 from mtf_moe import monitoring
 from mtf_moe import operations
+from mtf_moe import shared_expert
 from mtf_moe import token_ids as token_ids_lib
 from mtf_moe.hparams import Level
 from mtf_moe.hparams import MoeHparams
@@ -123,7 +124,8 @@ def transformer_moe_layer(
   With one and two levels, variables and dimensions are those of
   `transformer_moe_layer_v1` and `transformer_moe_layer_v2`. With more, level k
   has the variable "gating_<k>/kernel" [<experts above>, m, expert_<k>] and the
-  dimensions "expert_<k>", "group_size_<k>" and "expert_capacity_<k>".
+  dimensions "expert_<k>", "group_size_<k>" and "expert_capacity_<k>". The
+  variables of a shared expert are below "shared_expert" (see `shared_expert`).
 
   Args:
     inputs: a Tensor [<as many batch dims as levels>, l, m]. There may be fewer
@@ -240,6 +242,9 @@ def apply(
       experts)
   outputs, routings = mixture(
       levels, Arrivals(tokens, importance, embeddings, lambda: token_ids))
+  outputs = shared_expert.added(
+      outputs, tokens, importance, output_dim, hparams, train, expert_dtype,
+      experts)
   layer_records.add(
       inputs.graph, called=called, levels=tuple(levels), hparams=hparams,
       batch_dims=tuple(batch_dims), length=l, mesh=mesh)

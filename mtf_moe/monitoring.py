@@ -120,7 +120,8 @@ def ledger(routed: routing.Routing):
 
   Returns:
     a dict from name to float32 scalar, exact up to 2^24. Beside the above,
-    "tokens/lost": how many that are no padding were taken by no expert.
+    "tokens/lost": how many that are no padding were taken by no expert
+    that they could choose: a shared expert takes all.
   """
   token_dims = routed.gates.shape.dims[:-1]
   num_tokens = math.prod(dim.size for dim in token_dims)

@@ -206,9 +206,10 @@ class _Mixture(transformer.TransformerLayer):
     return outputs if several else outputs[0]
 
   def _check_routers(self, context):
-    """Raises ValueError, or warns, where experts would choose future tokens."""
+    """Raises ValueError, or warns, where future tokens would have a say."""
     if not context.model.autoregressive:
       return
+    self._check_fill_order(context)
     for level in self.hparams.levels:
       if not gating.find(level.router).needs_whole_sequences:
         continue
@@ -223,6 +224,18 @@ class _Mixture(transformer.TransformerLayer):
         _logger.warning(
             "%s: a model that predicts the next token sees later ones by it, "
             "and cannot decode. Use it in encoders.", says)
+
+  def _check_fill_order(self, context):
+    """Warns where later tokens could take the slots of earlier ones."""
+    if context.train and any(
+        level.fill_order == "gate"
+        and not gating.find(level.router).needs_whole_sequences
+        for level in self.hparams.levels):
+      _logger.warning(
+          '%s.fill_order = "gate" lets later tokens decide which earlier ones '
+          "are dropped: a model that predicts the next token sees something of "
+          "later ones by it. Use it in encoders, or see what held-out text "
+          "says, with dropless_eval = True.", self._called)
 
 
 def _in_place_of_mesh_tensorflows(cls):

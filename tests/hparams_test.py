@@ -247,6 +247,7 @@ def test_one_level():
     ("expert_y", 0, "MoE2D.expert_y = 0"),
     ("expert_x", -1, "MoE2D.expert_x = -1"),
     ("moe_hidden_size", 0, "MoE2D.hidden_size = 0"),
+    ("moe_shared_hidden_size", 0, "MoE2D.shared_hidden_size = 0 must be a pos"),
     ("moe_group_size", -8, "MoE2D.group_size = -8"),
     ("moe_group_size", 8.0, "MoE2D.group_size = 8.0"),
     ("moe_group_size", True, "MoE2D.group_size = True"),

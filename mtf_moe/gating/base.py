@@ -16,6 +16,7 @@ from mtf_moe import hparams as hparams_lib
 from mtf_moe import knobs
 from mtf_moe import operations
 from mtf_moe import updates
+from mtf_moe.gating import fill_order
 from mtf_moe.gating import losses
 from mtf_moe.gating import router as router_lib
 from mtf_moe.gating import routing
@@ -124,7 +125,8 @@ def route(
         **shared)
   return routing.TokenRouting(
       load=choice.load, choices=routing.fill_buffers(
-          choice.experts, choice.weights, wanted, experts_dim, capacity_dim),
+          choice.experts, choice.weights, wanted, experts_dim, capacity_dim,
+          fill_order.priority(gates, experts_dim, settings)),
       importance_below=found.importance_below(
           settings, len(choice.experts)), **shared)
 

@@ -13,6 +13,7 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe import operations
 from mtf_moe import slots as slots_lib
+from mtf_moe.gating import fill_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,13 +283,13 @@ def importance(routed: Routing) -> mtf.Tensor:
 
 def fill_buffers(
     experts: Sequence[mtf.Tensor], gates: Sequence[mtf.Tensor],
-    wanted: Sequence[mtf.Tensor], experts_dim, capacity_dim
-    ) -> tuple[Choice, ...]:
+    wanted: Sequence[mtf.Tensor], experts_dim, capacity_dim,
+    priority: mtf.Tensor | None = None) -> tuple[Choice, ...]:
   """Gives every wanted choice a slot in its expert's buffer, if one is left.
 
-  Slots are filled in the order of the tokens in the group, all first choices
-  before any second one. A choice that finds the buffer full is dropped; the
-  weights of the others stay as they are.
+  Slots are filled in the order of the tokens in the group, or of their
+  priority, all first choices before any second one. A choice that finds the
+  buffer full is dropped; the weights of the others stay as they are.
 
   Args:
     experts: k times int32 [<batch dims>, s], the chosen experts.
@@ -298,6 +299,7 @@ def fill_buffers(
       choice, zero elsewhere.
     experts_dim: the dimension x.
     capacity_dim: the dimension c.
+    priority: an optional float32 [<batch dims>, s], see `fill_order`.
 
   Returns:
     k times a `Choice`
@@ -307,8 +309,8 @@ def fill_buffers(
   per_expert = mtf.Shape(batch_dims + [experts_dim])
   k = len(experts)
   filled = operations.slicewise(
-      functools.partial(_fill, experts_dim.size, capacity_dim.size),
-      [*experts, *wanted],
+      functools.partial(_fill, experts_dim.size, capacity_dim.size, k),
+      [*experts, *wanted, *([] if priority is None else [priority])],
       output_shape=[tokens] * 2 * k + [per_expert] * 2 * k,
       output_dtype=[tf.int32] * k + [tf.float32] * 3 * k,
       splittable_dims=batch_dims, grad_function=0, name="fill_buffers")
@@ -330,14 +332,15 @@ def _weight_if_kept(gate, kept):
       name="weight_if_kept")
 
 
-def _fill(num_experts, capacity, *choices):
+def _fill(num_experts, capacity, k, *choices):
   """Fills the buffers.
 
   Args:
     num_experts: an integer, x.
     capacity: an integer, c.
+    k: an integer, how many choices a token has.
     *choices: k times `expert`, int32 [<batch>, s], then k times `wants`,
-      float32 [<batch>, s].
+      float32 [<batch>, s], then the priority, float32 [<batch>, s], if any.
 
   Returns:
     k times each of these, one after the other:
@@ -346,9 +349,11 @@ def _fill(num_experts, capacity, *choices):
     demand: float32 [<batch>, x], how many tokens want each expert.
     load: float32 [<batch>, x], how many of them get a slot.
   """
-  k = len(choices) // 2
+  in_order, back = fill_order.orders(*choices[2 * k:])
   # All first choices, then all second ones: the order in which slots go.
-  experts, wants = (tf.concat(choices[i:i + k], -1) for i in (0, k))
+  experts, wants = (
+      tf.concat([in_order(one) for one in choices[i:i + k]], -1)
+      for i in (0, k))
   wanted = wants > 0  # [<batch>, ks]
   # Tokens come last, so that sums run along contiguous memory.
   mask = tf.one_hot(
@@ -362,6 +367,9 @@ def _fill(num_experts, capacity, *choices):
     return [tf.cast(tf.reduce_sum(of_one, axis=-1), tf.float32)
             for of_one in tf.split(mask, k, axis=-1)]
 
-  return (*tf.split(position, k, axis=-1),
-          *tf.split(tf.cast(kept, tf.float32), k, axis=-1), *counts(mask),
+  def of_tokens(x):
+    return [back(one) for one in tf.split(x, k, axis=-1)]
+
+  return (*of_tokens(position), *of_tokens(tf.cast(kept, tf.float32)),
+          *counts(mask),
           *counts(mask * tf.cast(kept, tf.int32)[..., tf.newaxis, :]))

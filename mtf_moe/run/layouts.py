@@ -27,6 +27,7 @@ _SIZES = {
     "length": "run.sequence_length",
     "memory_length": "run.sequence_length",
     "expert_hidden": "MoE2D.hidden_size",
+    "shared_hidden": "MoE2D.shared_hidden_size",
 }
 
 

@@ -134,6 +134,12 @@ def test_routers(gating):
       moe_sigmoid_bias_rate=0.25))
 
 
+@pytest.mark.parametrize("changed", [
+    {"moe_fill_order": "gate"}, {"moe_shared_hidden_size": 8}], ids=str)
+def test_options(changed):
+  check(layer_run(2, 2, "sgd", moe_dispatch="index", **changed))
+
+
 @pytest.mark.parametrize("num_levels, dispatch", [
     (1, "einsum"), (3, "einsum"), (3, "index")])
 def test_levels(num_levels, dispatch):

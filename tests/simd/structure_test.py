@@ -105,6 +105,14 @@ def test_compiles(dispatch):
   assert outputs["output"].shape == (1, 2, 8, 6)
 
 
+def test_compiles_with_options():
+  program = parity_test.layer_run(
+      2, 2, "sgd", moe_fill_order="gate", moe_shared_hidden_size=8,
+      moe_dispatch="index").build()
+  assert simd.dynamic_shapes(program) == []
+  simd.compile_and_run(program)
+
+
 def test_compiles_with_microbatches():
   program = parity_test.layer_run(2, 2, "sgd", 2).build()
   assert simd.dynamic_shapes(program) == []
