@@ -19,11 +19,14 @@ _BENCHMARK = ["matplotlib>=3.8", "tabulate>=0.9"]
 # tensorboard reads event files. TensorFlow up to 2.15 brings its own release of
 # it, the newest does without.
 _REPORT = ["plotly>=6.0", "tensorboard>=2.12"]
+# JAX needs newer releases of what both use than TensorFlow allows before 2.20,
+# which Python 3.11 has here.
+_XLA = ["jax>=0.11,<0.12; python_version >= '3.12'"]
 
 setuptools.setup(
     name="mtf_moe",
     version="0.1.0",
-    description="A two-level mixture-of-experts layer for Mesh TensorFlow.",
+    description="A hierarchical mixture of experts for Mesh TensorFlow.",
     python_requires=">=3.11,<3.14",
     # The gin files lie in a folder of their own at the top of a checkout, for
     # people to find, and are installed as mtf_moe/configs.
@@ -61,6 +64,7 @@ setuptools.setup(
         "quickstart": _QUICKSTART,
         "benchmark": _BENCHMARK,
         "report": _REPORT,
+        "xla": _XLA,
         "test": [
             "hypothesis>=6.100",
             "pytest>=8.0",
@@ -69,6 +73,7 @@ setuptools.setup(
             *_BENCHMARK,
             *_QUICKSTART,
             *_REPORT,
+            *_XLA,
         ],
     },
 )
