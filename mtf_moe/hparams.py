@@ -105,7 +105,7 @@ class MoeHparams:
     moe_top_n_num_experts_per_token: (level) how many experts a token of the
       router "top_n" uses.
     moe_noisy_top_k: (level) how many experts a token of the router
-      "noisy_top_k" uses.
+      "noisy_top_k" uses. With 1, weights are 1, and it learns by losses only.
     moe_noisy_loss: (level) among which experts its losses are, one of
       `NOISY_LOSSES`: those of a router on its "level"; all of the level, by
       what comes from the levels above ("hierarchical"); or "none" of them.

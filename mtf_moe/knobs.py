@@ -106,7 +106,7 @@ def is_positive_integer(value) -> bool:
 def positive_integer(name, value):
   if not is_positive_integer(value):
     raise Mistake(
-        name, value, "must be a positive integer. Set it to 1 or more.")
+        name, value, "must be a positive integer: set it to 1 or more.")
   return operator.index(value)
 
 

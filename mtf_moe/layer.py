@@ -180,7 +180,10 @@ def transformer_moe_layer(
 
 def with_levels(hparams: MoeHparams, levels) -> MoeHparams:
   """The same with other levels: their experts, or a `Level` for each."""
-  levels = list(levels)
+  if not isinstance(levels, list | tuple):
+    raise knobs.Mistake("levels", levels, (
+        "must be a list with the number of experts of each level, such as "
+        "[4, 4, 4], or with a Level for each."))
   if any(isinstance(level, Level) for level in levels):
     return dataclasses.replace(
         hparams, moe_levels=levels,

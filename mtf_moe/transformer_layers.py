@@ -74,6 +74,8 @@ def _with_parameters_of_hparams(first: dict, last: dict, without=()):
             name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
            for name, default in parameters.items()])
     setattr(checked, "__signature__", signature)  # noqa: B010
+    # Where gin looks for parameters, it would find **parameters: any name.
+    delattr(checked, "__wrapped__")
     cls.__init__ = checked
     return cls
 

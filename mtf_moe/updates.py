@@ -8,7 +8,9 @@ the microbatches of a step, leaves functions that are computed again on the
 backward pass, and is there exactly where a step trains. The optimizer is not
 asked: `mtf.optimize.Optimizer.apply_grads` follows the rule instead, from the
 first such variable on and for good, as whoever builds a step (mesh_tensorflow,
-T5, a program) knows nothing of routers. All others are the optimizer's.
+T5, a program) knows nothing of routers. All others are the optimizer's. A
+program that scales gradients before that, to clip them, scales what moves the
+variable, which a rule that looks at signs does not notice.
 """
 
 from collections.abc import Callable
@@ -23,6 +25,10 @@ from mtf_moe import operations
 # From a variable and what moves it, both float32 of its shape, to its next
 # value.
 Rule = Callable[[mtf.Tensor, mtf.Tensor], mtf.Tensor]
+
+# Of what travels in place of a gradient, so that a program that looks at the
+# size of all gradients, to clip them, sees nothing of it. A power of 2: exact.
+_SCALE = 2.0 ** -60
 
 _rules: "weakref.WeakKeyDictionary[mtf.Graph, dict[str, Rule]]" = (
     weakref.WeakKeyDictionary())
@@ -64,7 +70,7 @@ def carried(x: mtf.Tensor, moved: mtf.Tensor, moved_by: mtf.Tensor
     the Tensor `x`
   """
   return operations.tied(x, [moved, moved_by], lambda op, grad: [
-      grad, op.inputs[2], mtf.zeros_like(op.inputs[2])])
+      grad, op.inputs[2] * _SCALE, mtf.zeros_like(op.inputs[2])])
 
 
 def _install():
@@ -87,7 +93,7 @@ def _following_rules(apply_grads):
       if rule is None:
         learned.append((grad, one))
       elif grad is not None:  # Else the step does not train the layer.
-        moved.append(mtf.assign(one, rule(one.value, grad)))
+        moved.append(mtf.assign(one, rule(one.value, grad * (1.0 / _SCALE))))
     assignments = apply_grads(
         self, [grad for grad, _ in learned], [one for _, one in learned])
     if moved:

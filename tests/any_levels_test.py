@@ -284,10 +284,12 @@ def test_settings_of_each_level():
     ((4, 2), {"moe_gating": ("top_2", "top_n")},
      "num_experts_per_token = 3 is more than the 2 experts"),
     ([mtf_moe.Level(), 4], {}, "must be a list of one Level or more"),
+    (3, {}, "levels = 3 must be a list with the number of experts of each"),
 ])
 def test_mistakes(level_list, hparams, said):
   with pytest.raises(ValueError, match=said):
-    run(mesh_impl(), level_list, DIMS[-1 - max(1, len(level_list)):], **hparams)
+    number = len(level_list) if isinstance(level_list, list | tuple) else 3
+    run(mesh_impl(), level_list, DIMS[-1 - max(1, number):], **hparams)
 
 
 def test_what_a_mesh_does_not_allow():

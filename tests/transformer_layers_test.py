@@ -13,7 +13,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import mtf_moe
-from mtf_moe import transformer_layers
+from mtf_moe import contexts
 from tests import gin_config
 from tests import harness
 
@@ -236,7 +236,7 @@ def test_padding_is_known_from_the_ids(mode, autoregressive, ids, expected):
     context = transformer.Context(
         model, tensors["ids"].mesh, [dim], dim, harness.variable_dtype(),
         mode=mode, inputs=mtf.cast(tensors["ids"], tf.int32))
-    return transformer_layers._nonpadding(context, [dim])
+    return contexts.nonpadding(context, contexts.token_ids(context, [dim]))
 
   np.testing.assert_array_equal(
       harness.evaluate(nonpadding, {"ids": (np.array(ids), [dim])}, weights),
@@ -253,7 +253,9 @@ def test_other_inputs_than_ids_tell_nothing_of_padding():
                              tf.int32)):
       context = transformer.Context(
           None, mesh, [], dim, harness.variable_dtype(), inputs=inputs)
-      assert transformer_layers._nonpadding(context, [dim]) is None
+      ids = contexts.token_ids(context, [dim])
+      assert ids is None
+      assert contexts.nonpadding(context, ids) is None
 
 
 def teacher_forced(model, tensors):

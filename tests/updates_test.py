@@ -109,6 +109,26 @@ def test_the_rule_moves_it(how):
   np.testing.assert_array_equal(values["inner_gating/seen"], at_inner)
 
 
+def test_what_moves_it_is_nothing_to_who_looks_at_all_gradients():
+  """Such as a program that clips them by their norm."""
+  with tf.Graph().as_default():
+    graph = mtf.Graph()
+    inputs = mtf.import_fully_replicated(
+        mtf.Mesh(graph, "mesh"), tf.constant(TOKENS, tf.float32),
+        mtf.Shape(DIMS), "inputs")
+    outputs, _ = mtf_moe.transformer_moe_layer_v2(
+        inputs, DIMS[-1], {**SETTINGS, "moe_gating": counting}, True)
+    seen, = (v for v in graph.trainable_variables
+             if v.name == "outer_gating/seen")
+    gradient, = mtf.gradients([mtf.reduce_sum(outputs)], [seen.outputs[0]])
+    lowering = mtf.Lowering(graph, {inputs.mesh: harness.mesh_impl()})
+    with tf.Session(config=harness.graphs_as_built()) as session:
+      session.run(tf.global_variables_initializer())
+      session.run(lowering.copy_masters_to_slices())
+      value = session.run(lowering.export_to_tf_tensor(gradient))
+  assert 0 < value.sum() < 1e-9
+
+
 def test_every_step_moves_it():
   values = trained(counting, steps=3)
   num_tokens = TOKENS.size / 4
@@ -151,6 +171,7 @@ def test_outside_of_a_step_it_stays():
      r"returned an update of 'sene', and its variables are \['seen'\]"),
     (lambda counts: {"seen": mtf.reduce_sum(counts)},
      r"returned the update of 'seen' of float32 Shape\[\], where float32 S"),
+    (lambda counts: [("seen", counts)], "returned updates of \\[.*a dict from"),
     (lambda counts: {"seen": 1.0},
      "returned the update of 'seen' of 1.0, where float32 Shape"),
 ])
@@ -162,6 +183,17 @@ def test_what_is_no_update(updates, said):
         updates=updates(choice.updates["seen"]))
 
   with pytest.raises(ValueError, match=f"moe_gating = 'router' {said}"):
+    trained(router)
+
+
+@pytest.mark.parametrize("rules", [[3], [max, max]], ids=["number", "twice"])
+def test_what_is_no_rule(rules):
+  def router(scores):
+    for rule in rules:
+      scores.variable("seen", rule)
+    return plain(scores)
+
+  with pytest.raises(ValueError, match="makes the variable 'seen' twice, or"):
     trained(router)
 
 

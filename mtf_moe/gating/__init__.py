@@ -6,7 +6,7 @@ A router of one's own is a function, or a subclass of `Router`, under a name:
     def noisy_switch(scores):
       logits = scores.logits
       if scores.train:
-        logits += mtf.random_normal(logits.mesh, logits.shape)
+        logits += mtf.random_uniform(logits.mesh, logits.shape)
       gate, expert = gating.top_1(
           mtf.softmax(logits, scores.experts_dim), scores.experts_dim)
       return gating.TokenChoice([expert], [gate])

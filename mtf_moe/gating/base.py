@@ -6,7 +6,7 @@ Shapes: `s` is the group size, `x` the experts and `c` the capacity, after any
 number of batch dimensions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 
 import mesh_tensorflow as mtf
@@ -72,6 +72,10 @@ def route(
         variable_dtype=variable_dtype, name=name)
 
   def variable(name, rule):
+    if not callable(rule) or name in moved:
+      raise knobs.Mistake("gating", router_lib.name_of(router), (
+          f"makes the variable {name!r} twice, or with {rule!r} for a rule: "
+          "make it once, with a function of its value and of what moves it."))
     moved[name] = updates.variable(inputs.mesh, name, per_router, rule)
     return operations.stop_gradient(moved[name])
 
@@ -123,12 +127,16 @@ def route(
         tokens=choice.tokens, weights=choice.weights,
         sends_zero_weights=choice.sends_zero_weights, wanted=choice.wanted,
         **shared)
+  below = found.importance_below(settings, len(choice.experts))
+  if below is not None and len(below) != len(choice.experts):
+    raise knobs.Mistake("gating", router_lib.name_of(router), (
+        f"returned {below!r} for what choices count at the next level: return "
+        f"a number for each of {len(choice.experts)}, or None."))
   return routing.TokenRouting(
       load=choice.load, choices=routing.fill_buffers(
           choice.experts, choice.weights, wanted, experts_dim, capacity_dim,
           fill_order.priority(gates, experts_dim, settings)),
-      importance_below=found.importance_below(
-          settings, len(choice.experts)), **shared)
+      importance_below=below, **shared)
 
 
 def _moving(choice, variables, shape, router):
@@ -146,6 +154,10 @@ def _moving(choice, variables, shape, router):
   Raises:
     ValueError: if an update is none.
   """
+  if not isinstance(choice.updates, Mapping):
+    raise knobs.Mistake("gating", router_lib.name_of(router), (
+        f"returned updates of {choice.updates!r}: return a dict from the names "
+        "of its variables to what moves them."))
   for name, moved_by in choice.updates.items():
     if name not in variables:
       raise knobs.Mistake("gating", router_lib.name_of(router), (

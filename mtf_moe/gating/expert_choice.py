@@ -19,6 +19,7 @@ class ExpertChoice(router.Router):
   token, experts would choose by tokens that are not there yet.
   """
 
+  balanced_by = None
   needs_whole_sequences = True
 
   def choose(self, scores):

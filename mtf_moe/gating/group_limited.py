@@ -19,7 +19,7 @@ _EXPERTS_OF_A_GROUP = 2
 
 @router.register("group_limited")
 class GroupLimited(router.Router):
-  """Weights are gates that are normalized over the chosen experts.
+  """Weights are gates that are normalized over the chosen experts, if several.
 
   Neighbouring experts are a group: of x experts in g groups, the first x / g.
   """
@@ -49,8 +49,10 @@ class GroupLimited(router.Router):
       left *= 1.0 - mtf.one_hot(expert, x, dtype=left.dtype)
       experts.append(expert)
       gates.append(gate)
-    total = mtf.add_n(gates) + losses.EPSILON
-    return router.TokenChoice(experts, [gate / total for gate in gates])
+    if k > 1:
+      total = mtf.add_n(gates) + losses.EPSILON
+      gates = [gate / total for gate in gates]
+    return router.TokenChoice(experts, gates)
 
   def _in_best_groups(self, gates, experts_dim, groups, kept):
     """Ones at the experts of each token's best groups, else zeros."""

@@ -20,6 +20,7 @@ _STEP = 0x1e3779b9
 class Hash(router.Router):
   """One expert with the weight 1; there is nothing to learn, and no loss."""
 
+  balanced_by = None
   has_logits = False
 
   def choose(self, scores):

@@ -39,7 +39,9 @@ class NoisyTopK(router.Router):
     with_load = scores.train and k < x.size and kind != "none"
     # Also where it is not used: a checkpoint has the same variables everywhere.
     noise = scores.linear("noise")  # [..., s, x]
-    if scores.train:
+    if not scores.train:
+      logits = operations.with_zero_gradients(logits, [noise])
+    else:
       deviation = mtf.softplus(noise)
       logits += deviation * operations.stop_gradient(
           mtf.random_normal(logits.mesh, logits.shape))
@@ -48,6 +50,8 @@ class NoisyTopK(router.Router):
     largest, experts = (
         mtf.unstack(values, rank)
         for values in operations.top_k(logits, x, rank))  # [..., s]
+    # A loss may not be differentiated, and all that is unstacked has to be.
+    largest[0] = operations.with_zero_gradients(largest[0], largest[1:])
     highest = operations.stop_gradient(largest[0])
     shares = [mtf.exp(value - highest) for value in largest[:k]]
     total = mtf.add_n(shares)

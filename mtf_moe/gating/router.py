@@ -177,11 +177,14 @@ class Router:
   Attributes:
     needs_whole_sequences: whether it chooses among the tokens of whole
       sequences, so that it cannot decode one position at a time.
+    balanced_by: the setting of which a larger value balances experts more, or
+      None where none does.
     has_logits: whether it chooses by a linear layer of the tokens. Without,
       there is no such layer, and its logits are zeros.
   """
 
   needs_whole_sequences = False
+  balanced_by: str | None = "loss_coef"
   has_logits = True
 
   def prepare_inputs(self, inputs: mtf.Tensor, settings, train: bool
@@ -205,7 +208,8 @@ class Router:
     Returns:
       a `TokenChoice` or an `ExpertChoice`
     """
-    raise NotImplementedError
+    raise NotImplementedError(
+        f"The router {type(self).__name__} has no method `choose`: write one.")
 
   def importance_below(self, settings, num_choices: int
                        ) -> tuple[float, ...] | None:

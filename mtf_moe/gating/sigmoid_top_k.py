@@ -23,6 +23,8 @@ class SigmoidTopK(router.Router):
   the loss of other routers, of gates that are normalized over all experts.
   """
 
+  balanced_by = "sigmoid_bias_rate"
+
   def choose(self, scores):
     x, settings = scores.experts_dim, scores.settings
     k, rate = settings.sigmoid_top_k, settings.sigmoid_bias_rate

@@ -118,6 +118,10 @@ class Layer:
     """What one of its levels is."""
     return self.facts.levels[self.level_names.index(level.name)]
 
+  def balanced_by(self, level: Level) -> Parameter | None:
+    """Of what a larger value balances the experts of a level more."""
+    return self.facts.balanced_by(self.level_names.index(level.name))
+
   def parameter(self, name: str, level: Level | None = None) -> Parameter:
     """One of its parameters, or of a level of it."""
     return self.facts.parameter(

@@ -51,8 +51,15 @@ class Place:
     return f"{self.level.title} of {self.layer.title}"
 
   @property
-  def loss_coef(self) -> Parameter:
-    return self.layer.parameter("loss_coef")
+  def balanced_by(self) -> Parameter | None:
+    return self.layer.balanced_by(self.level)
+
+  @property
+  def to_balance(self) -> str:
+    """What to do about uneven loads, the end of a sentence."""
+    parameter = self.balanced_by
+    return (f"raise {parameter}" if parameter
+            else "use a router that balances its experts")
 
 
 def judge(run: runs.Run, layers: Sequence[mixtures.Layer]) -> list[Verdict]:
@@ -156,7 +163,7 @@ def _lost_at(place, number):
     # More slots would hardly help: those of other experts are empty.
     return Verdict(
         WARNING, f"{says}, as the busiest expert is wanted {imbalance:.1f} "
-        f"times as often as the average one: raise {place.loss_coef}.")
+        f"times as often as the average one: {place.to_balance}.")
   return Verdict(WARNING, f"{says}: raise {capacity}.")
 
 
@@ -167,8 +174,8 @@ def _balance(layers):
   says = (f"the busiest expert of {place.text} is wanted {place.value:.1f} "
           "times as often as the average one")
   if place.value > _UNEVEN:
-    return [Verdict(
-        WARNING, f"Loads are uneven: {says}. Raise {place.loss_coef}.")]
+    to_balance = place.to_balance[0].upper() + place.to_balance[1:]
+    return [Verdict(WARNING, f"Loads are uneven: {says}. {to_balance}.")]
   return [Verdict(GOOD, f"Loads are balanced: even {says}.")]
 
 
@@ -184,16 +191,17 @@ def _unused(layers):
     now = loads[level.recent].mean(axis=0)
     number += now.size
     if few := int((now < _UNUSED).sum()):
-      starved[layer.title] = few, layer.facts
+      starved[layer.title] = few, Place(layer, level, math.nan).to_balance
   if starved:
     where = ", ".join(f"{few} of {title}"
                       for title, (few, _) in starved.items())
-    loss_coefs = layer_facts.parameters(
-        [facts for _, facts in starved.values()], "loss_coef")
+    first, *others = dict.fromkeys(remedy for _, remedy in starved.values())
+    remedies = " and ".join(
+        [first, *(other.removeprefix("raise ") for other in others)])
     return [Verdict(
         WARNING, f"{sum(few for few, _ in starved.values())} of {number} "
-        f"experts get less than a tenth of an even share ({where}): raise "
-        f"{' and '.join(map(str, loss_coefs))}.")]
+        f"experts get less than a tenth of an even share ({where}): "
+        f"{remedies}.")]
   return [Verdict(
       GOOD, f"Every one of the {number} experts is used: each gets a tenth of "
       "an even share or more.")] if number else []
@@ -215,11 +223,12 @@ def _gates(layers):
             WARNING, f"The router of {place.text} is certain of nearly every "
             f"token (confidence {confidence:.3f}) and learns little more: set "
             f"{layer.parameter('z_loss', level)} to 0.001."))
-      elif highest and entropy > _UNDECIDED * highest:
+      elif (highest and entropy > _UNDECIDED * highest and place.balanced_by
+            == layer.parameter("loss_coef")):
         found.append(Verdict(
             NOTE, f"The router of {place.text} hardly prefers any expert "
             f"(entropy {entropy:.2f} of at most {highest:.2f}): if it stays "
-            f"so, lower {place.loss_coef}."))
+            f"so, lower {place.balanced_by}."))
   return found
 
 

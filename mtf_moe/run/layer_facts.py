@@ -92,6 +92,25 @@ class LayerFacts:
     found = self.parameters.get(name)
     return self.levels[number].parameters[name] if found is None else found
 
+  def balanced_by(self, number: int = 0) -> Parameter | None:
+    """Of what a larger value balances the experts of a level more.
+
+    Args:
+      number: the level, 0 for the first.
+
+    Returns:
+      a parameter, or None where none does
+    """
+    router = self.levels[number].router
+    # One of another program is not known here; nearly all have a loss.
+    name = (gating.find(router) if router in gating.names()
+            else gating.Router()).balanced_by
+    if name is None or name in self.parameters:
+      return None if name is None else self.parameters[name]
+    another = self.levels[number].parameters[OF_LEVELS[0]].name
+    owner, dot, _ = another.rpartition(".")
+    return Parameter(f"{owner}{dot}{'' if dot else 'moe_'}{name}")
+
   @classmethod
   def of(cls, record: LayerRecord) -> "LayerFacts":
     """What a layer has recorded of itself while it was built."""

@@ -50,7 +50,8 @@ _ANSWERS = {
         *((f"*.{pattern}", *_NOTHING) for pattern in (
             "*dropout*", "capacity_factor*", "dropless*", "dispatch",
             "group_size", "min_expert_capacity", "*loss*", "second_*",
-            "switch_*", "summaries", "label_smoothing", "recompute_grads",
+            "switch_*", "sigmoid_bias_rate", "fill_order", "summaries",
+            "label_smoothing", "recompute_grads",
             "*init_scale", "*initializer_scale", "initial_value",
             # Of tables of positions, whose shapes are compared.
             "max_length")),

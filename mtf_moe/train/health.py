@@ -109,14 +109,18 @@ class StarvationWatch:
     return (
         f"hardly any token wants {', '.join(map(_named, new))}: below a tenth "
         f"of an even share in the last {self._RECORDS} records, up to step "
-        f"{step:,}. A larger {self._loss_coef(new)} balances more. (Warned of "
-        "once.)")
+        f"{step:,}.{self._remedy(new)} (Warned of once.)")
 
-  def _loss_coef(self, starving):
-    scopes = {tag.scope for tag in starving}
-    return " or ".join(parameter.name for parameter in layer_facts.parameters(
-        [layer for layer in self._layers if layer.scope in scopes],
-        "loss_coef"))
+  def _remedy(self, starving):
+    """A sentence, if there is something that balances these experts."""
+    places = {(tag.scope, tag.level) for tag in starving}
+    found = [layer.balanced_by(number) for layer in self._layers
+             for number, level in enumerate(layer.levels)
+             if (layer.scope, level.name) in places]
+    if not found:  # Of layers that are not known.
+      found = [layer_facts.Parameter("loss_coef")]
+    names = dict.fromkeys(parameter.name for parameter in found if parameter)
+    return f" A larger {' or '.join(names)} balances more." if names else ""
 
 
 def _named(tag):

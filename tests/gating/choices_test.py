@@ -87,6 +87,16 @@ def test_choice_of_two_groups():
   np.testing.assert_allclose(combined.sum(axis=-1), expected, atol=1e-5)
 
 
+def test_one_choice_of_a_group_has_its_gate():
+  """Normalized, it would always be 1, and the router would learn nothing."""
+  combined, _ = combine(
+      "group_limited", SIX, capacity=2, limited_num_groups=3,
+      limited_top_groups=1, limited_top_k=1)
+  expected = np.zeros([2, 6])
+  expected[0, 2], expected[1, 2] = 0.2, 0.45
+  np.testing.assert_allclose(combined.sum(axis=-1), expected, atol=1e-5)
+
+
 def test_all_groups_are_top_n():
   settings = dict(limited_num_groups=3, limited_top_groups=3, limited_top_k=3)
   limited, loss = combine("group_limited", SIX, capacity=3, **settings)
@@ -248,6 +258,24 @@ def test_noise_has_a_variable_of_its_own(train):
   shapes = {v.name: v.shape.to_integer_list for v in graph.all_variables}
   assert shapes["outer_gating/noise/kernel"] == [4, 4]
   assert shapes["inner_gating/noise/kernel"] == [4, 4, 2]
+
+
+@pytest.mark.parametrize("loss", ["level", "hierarchical", "none"])
+@pytest.mark.parametrize("train", [True, False])
+def test_noisy_top_k_is_differentiated_without_its_loss(loss, train):
+  with tf.Graph().as_default():
+    graph = mtf.Graph()
+    dims = [mtf.Dimension(*dim) for dim in (
+        ("batch", 2), ("length", 8), ("m", 4))]
+    outputs, _ = mtf_moe.transformer_moe_layer_v2(
+        mtf.zeros(mtf.Mesh(graph, "mesh"), mtf.Shape(dims)), dims[-1],
+        {"moe_num_experts": (4, 3), "moe_gating": "noisy_top_k",
+         "moe_noisy_loss": loss}, train)
+    gradients = mtf.gradients(
+        [mtf.reduce_sum(outputs)],
+        [v.outputs[0] for v in graph.trainable_variables])
+  assert len(gradients) == 6  # Of four routers' variables and of the experts.
+  assert None not in gradients
 
 
 def test_noisy_top_k_of_more_experts_than_there_are():

@@ -7,6 +7,7 @@ import tensorflow.compat.v1 as tf
 
 import mtf_moe
 from mtf_moe import gating
+from mtf_moe import updates
 from tests import harness
 from tests.train import program
 
@@ -38,7 +39,8 @@ def routed(bias=(0.0, 0.0, 0.0), importance=None, **settings):
     moved_by, by_logits = mtf.gradients(
         [objective], [bias.outputs[0], tensors["inputs"]])
     moved_by = moved_by or mtf.zeros(weights.mesh, [experts])
-    return weights, result.balance_loss, moved_by, by_logits
+    return (weights, result.balance_loss, moved_by / updates._SCALE,
+            by_logits)
 
   return harness.evaluate(
       build, arrays, lambda name, shape: np.array(bias) if (

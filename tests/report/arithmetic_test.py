@@ -1,5 +1,7 @@
 """Loads, shares and verdicts, held to numbers that were worked out by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from mtf_moe.report import ledger
 from mtf_moe.report import mixtures
 from mtf_moe.report import runs
 from mtf_moe.report import verdicts
+from tests import described_layers
 from tests.report import event_files
 
 LAYERS = event_files.LAYERS
@@ -188,6 +191,22 @@ def test_verdicts_on_balance():
       "(block_000/layer_001) is wanted 2.1 times as often as the average one. "
       "Raise MoE2D.loss_coef (now 0.01).") in said(
           {"load/max_over_mean": 2.1})
+
+
+@pytest.mark.parametrize("router, remedy", [
+    ("switch", "Raise MoE2D.loss_coef (now 0.01)."),
+    ("sigmoid_top_k", "Raise MoE2D.sigmoid_bias_rate."),
+    ("hash", "Use a router that balances its experts."),
+    ("of another program", "Raise MoE2D.loss_coef (now 0.01).")])
+def test_what_balances_is_the_routers(router, remedy):
+  layer, = layers_of()
+  facts = described_layers.layer(layer.path, "MoE2D")
+  facts = dataclasses.replace(facts, levels=tuple(
+      dataclasses.replace(level, router=router) for level in facts.levels))
+  place = verdicts.Place(
+      dataclasses.replace(layer, facts=facts), layer.levels[0], 2.0)
+  to_balance = place.to_balance
+  assert f"{to_balance[0].upper()}{to_balance[1:]}." == remedy
 
 
 def test_verdicts_on_routers():

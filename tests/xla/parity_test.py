@@ -32,9 +32,9 @@ LAYERS = {
         lambda: simd_runs.layer_run(
             2, 2, "sgd", moe_gating=("sigmoid_top_k", "hash"),
             moe_sigmoid_bias_rate=0.25, moe_sigmoid_top_k=1), {}),
-    "transformer": (
+    "transformer, permuted cores": (
         lambda: simd_runs.transformer_run(2, 2, "adafactor", dispatch="index"),
-        {"autostack": True}),
+        {"autostack": True, "logical_to_physical": [1, 2, 3, 0]}),
 }
 
 
