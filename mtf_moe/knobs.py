@@ -44,6 +44,11 @@ class Mistake(ValueError):
     return Mistake(
         called(self.name), self.value, self.explanation, f"{layer}.")
 
+  def of_level(self, number: int) -> "Mistake":
+    """The same, of a level that has settings of its own; 0 is the first."""
+    name = "router" if self.name == "gating" else self.name
+    return Mistake(f"levels[{number}].{name}", self.value, self.explanation)
+
 
 def knob(default, check: Callable[[str, Any], Any], by_level=False):
   """A field of a dataclass.

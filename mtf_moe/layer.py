@@ -307,13 +307,18 @@ class Mixture:
     """
     level, *below = levels
     depth = arrivals.tokens.shape.dims[-1]
-    routed = gating.route(
-        level.settings.router, arrivals.tokens, level.experts_above or None,
-        level.experts_unsplit, level.capacity, level.settings, self.train,
-        self.router_dtype, importance=arrivals.importance,
-        name=level.names.router, num_microbatches=self.num_microbatches,
-        token_embeddings=arrivals.embeddings, token_ids=arrivals.ids,
-        above=arrivals.above)
+    try:
+      routed = gating.route(
+          level.settings.router, arrivals.tokens, level.experts_above or None,
+          level.experts_unsplit, level.capacity, level.settings, self.train,
+          self.router_dtype, importance=arrivals.importance,
+          name=level.names.router, num_microbatches=self.num_microbatches,
+          token_embeddings=arrivals.embeddings, token_ids=arrivals.ids,
+          above=arrivals.above)
+    except knobs.Mistake as mistake:
+      if self.hparams.moe_levels is None:
+        raise
+      raise mistake.of_level(len(level.experts_above)) from None
     move = dispatch.DISPATCHERS[self.hparams.moe_dispatch](
         routed, arrivals.tokens.dtype)
     # [a0, g1, s, m] -> [x, a0, g1, c, m] -> [x1, a0, g, c, m]

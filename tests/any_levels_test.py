@@ -292,6 +292,15 @@ def test_mistakes(level_list, hparams, said):
     run(mesh_impl(), level_list, DIMS[-1 - max(1, number):], **hparams)
 
 
+def test_a_mistake_of_a_level_names_the_level():
+  level_list = [mtf_moe.Level(), mtf_moe.Level(router="top_n", experts=2)]
+  with tf.Graph().as_default(), pytest.raises(ValueError, match=(
+      r"moe_levels\[1\].top_n_num_experts_per_token = 3 is more than the 2")):
+    mtf_moe.transformer_moe_layer(
+        mtf.zeros(mtf.Mesh(mtf.Graph(), "mesh"), [*DIMS[1:], DEPTH]), DEPTH, {},
+        True, levels=level_list)
+
+
 def test_what_a_mesh_does_not_allow():
   with pytest.raises(ValueError, match=(
       r"splits both 'expert_2' and 'expert_1' over mesh dimension 'third'.*"

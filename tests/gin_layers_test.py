@@ -56,8 +56,15 @@ def train(layers, lines):
   return values, names
 
 
+# As primer's switch_transformer.gin sets it, but for sizes.
+SWITCH_OF_PRIMER = {
+    "moe_gating": "switch", "switch_policy_train": "input_jitter",
+    "switch_policy_eval": "input_jitter", "switch_jitter": 1e-2,
+    "activation": ["relu"], "dropout_rate": 0.0}
+
+
 @pytest.mark.parametrize("changed", [
-    {}, {"moe_gating": "switch", "switch_jitter": 0.1},
+    {}, SWITCH_OF_PRIMER, {"moe_gating": "switch", "switch_jitter": 0.1},
     {"moe_gating": "switch", "switch_policy_train": "sample"},
     {"moe_gating": "ntlb", "ntlb_top_k": 2}, {"moe_gating": "top_n"},
     {"word_embed_mode": "concat"}, {"activation": ["gelu", "linear"]}],
@@ -71,6 +78,15 @@ def test_the_class_of_mesh_tensorflow_and_ours_train_alike(changed):
   np.testing.assert_array_equal(found[0], expected[0])
   for a, e in zip(found[1:], expected[1:], strict=True):
     np.testing.assert_allclose(a, e, rtol=0, atol=1e-5 * np.abs(e).max())
+
+
+def test_a_mistake_of_a_level_names_the_level():
+  with pytest.raises(ValueError, match=(
+      r"MoE\.levels\[1\]\.sigmoid_top_k = 5 is more than the 2 experts")):
+    train("[@mtf_moe.MoE]", [
+        "MoE.levels = [@coarse/Level(), @fine/Level()]",
+        "fine/Level.experts = 2", "fine/Level.router = 'sigmoid_top_k'",
+        "fine/Level.sigmoid_top_k = 5"])
 
 
 @gin.configurable(module="tests")
