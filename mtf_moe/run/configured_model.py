@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import math
-import re
 
 import gin
 import mesh_tensorflow as mtf
@@ -128,10 +127,28 @@ class ConfiguredModel:
         batch.name, batch.size // self.num_microbatches)]
 
   def loss(self, mesh, mode) -> mtf.Tensor:
-    """Builds the model on one microbatch of zeros.
+    """Builds the model on one microbatch of zeros; see `loss_of`."""
+    return self.loss_of({
+        feature: mtf.zeros(mesh, self.microbatch_dims + [dim], tf.int32)
+        for feature, dim in self.feature_dims.items()}, mode)
+
+  @property
+  def feature_dims(self) -> dict[str, mtf.Dimension]:
+    """The length of each feature that the model is given."""
+    wanted = ["targets"] if self._has_one_stack else ["inputs", "targets"]
+    return {feature: mtf.Dimension("length", self.lengths[feature])
+            for feature in wanted}
+
+  @property
+  def _has_one_stack(self):
+    return self.run.get("model_type", "bitransformer") in _ONE_STACK
+
+  def loss_of(self, features: dict[str, mtf.Tensor], mode) -> mtf.Tensor:
+    """Builds the model on a microbatch.
 
     Args:
-      mesh: a mtf.Mesh.
+      features: int32 [<microbatch dims>, length], ids, for each of
+        `feature_dims`.
       mode: "train" or "eval".
 
     Returns:
@@ -155,22 +172,18 @@ class ConfiguredModel:
         mesh_shape=self.mesh_shape, layout_rules=self.layout)
     self._check_positions(model)
 
-    def ids(feature):
-      return mtf.zeros(
-          mesh, self.microbatch_dims + [
-              mtf.Dimension("length", self.lengths[feature])], tf.int32)
-
-    inputs = (transformer.autoregressive_inputs(ids("targets"))
-              if model_type in _ONE_STACK else ids("inputs"))
+    targets = features["targets"]
+    inputs = (transformer.autoregressive_inputs(targets)
+              if self._has_one_stack else features["inputs"])
     try:
       _, loss = model.call_simple(
-          inputs=inputs, targets=ids("targets"), compute_loss=True, mode=mode,
+          inputs=inputs, targets=targets, compute_loss=True, mode=mode,
           variable_dtype=utils.get_variable_dtype(),
           num_microbatches=self.num_microbatches)
     except ValueError:
-      self._check_tensors(mesh.graph)  # It may be why, and says it better.
+      self._check_tensors(targets.graph)  # It may be why, and says it better.
       raise
-    self._check_tensors(mesh.graph)
+    self._check_tensors(targets.graph)
     return loss
 
   def _check_tensors(self, graph):
@@ -249,11 +262,6 @@ class ConfiguredModel:
 
   @functools.cached_property
   def _training(self):
-    optimizer = self.run.get("optimizer")
-    if not callable(optimizer):
-      raise ValueError(
-          f"run.optimizer = {optimizer!r} cannot train: set it to a class, "
-          "such as @optimize.AdafactorOptimizer.")
     with tf.Graph().as_default() as tf_graph:
       rate = optimization.learning_rate(
           self.run.get("learning_rate_schedule"), self.total_steps,
@@ -262,45 +270,8 @@ class ConfiguredModel:
       loss = self.loss(mtf.Mesh(graph, "variables"), "train")
       trained = graph.trainable_variables
       gradients = mtf.gradients([loss], [v.outputs[0] for v in trained])
-      is_trained = _variable_filter(self.run.get("variable_filter"))
-      pairs = [(gradient, variable)
-               for gradient, variable in zip(gradients, trained)
-               if is_trained(variable)]
-      if not pairs:
-        raise ValueError(
-            "run.variable_filter = "
-            f"{self.run.get('variable_filter')!r} finds no variable to train: "
-            f"give a part of the names of some, such as {trained[0].name!r}, "
-            "or None for all of them.")
-      optimization.apply(optimizer, rate, *map(list, zip(*pairs)))
+      optimization.update(self.run, rate, gradients, trained)
     return tf_graph, layer_records.of(graph)
-
-
-def _variable_filter(given):
-  """Which variables are trained, from the value of run.variable_filter."""
-  if given is None:
-    return lambda variable: True
-  if callable(given):
-    return functools.partial(_asked, given)
-  try:
-    pattern = re.compile(given)
-  except (re.error, TypeError) as error:
-    raise ValueError(
-        f"run.variable_filter = {given!r} is no regular expression ({error}): "
-        "give one that finds the names of the variables to train, or None for "
-        "all of them.") from error
-  return lambda variable: pattern.search(variable.name)
-
-
-def _asked(variable_filter, variable):
-  """What a function of the user says of a variable."""
-  try:
-    return variable_filter(variable)
-  except Exception as error:  # It may be anybody's.
-    raise ValueError(
-        f"run.variable_filter = {variable_filter!r} fails for {variable.name} "
-        f"({type(error).__name__}: {error}): give a function of a variable of "
-        "mesh_tensorflow, or a regular expression.") from error
 
 
 def check_vocabulary(vocabulary):

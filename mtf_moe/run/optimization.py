@@ -4,10 +4,11 @@ What users and their parameters do wrong in there is told with the parameter of
 `run` that names them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 import inspect
 import math
+import re
 from typing import Any
 
 import gin
@@ -91,7 +92,8 @@ def check_rates(
 
 
 def apply(optimizer: Callable[..., Any], rate: Any,
-          gradients: list[mtf.Tensor], variables: list[mtf.Variable]):
+          gradients: list[mtf.Tensor], variables: list[mtf.Variable]
+          ) -> list[mtf.Operation]:
   """Builds the update of the variables.
 
   Args:
@@ -99,6 +101,9 @@ def apply(optimizer: Callable[..., Any], rate: Any,
     rate: what `learning_rate` returned.
     gradients: those of the variables.
     variables: which are trained.
+
+  Returns:
+    the assignments
 
   Raises:
     ValueError: if the optimizer cannot do it.
@@ -108,13 +113,74 @@ def apply(optimizer: Callable[..., Any], rate: Any,
         f"run.{_SCHEDULE} = None, and run.optimizer = {_shown('optimizer')} "
         "has no learning rate of its own: set one, such as 0.01.")
   try:
-    optimizer(learning_rate=rate).apply_grads(gradients, variables)
+    return optimizer(learning_rate=rate).apply_grads(gradients, variables)
   except Exception as error:  # It may be anybody's.
     raise ValueError(
         f"run.optimizer = {_shown('optimizer')} cannot train this model with "
         f"run.{_SCHEDULE} = {_shown(_SCHEDULE)} ({_said(error)}): correct the "
         "parameters of the optimizer, or use another, such as "
         "@optimize.AdafactorOptimizer.") from error
+
+
+def update(run: Mapping[str, Any], rate: Any, gradients: list[mtf.Tensor],
+           variables: list[mtf.Variable]) -> list[mtf.Operation]:
+  """Builds the update of the variables that a run trains.
+
+  Args:
+    run: the parameters of `run`; its optimizer and variable_filter are used.
+    rate: what `learning_rate` returned.
+    gradients: those of all trainable variables.
+    variables: these.
+
+  Returns:
+    the assignments
+
+  Raises:
+    ValueError: if no optimizer is configured, it cannot train the model, or
+      nothing is trained.
+  """
+  optimizer = run.get("optimizer")
+  if not callable(optimizer):
+    raise ValueError(
+        f"run.optimizer = {optimizer!r} cannot train: set it to a class, "
+        "such as @optimize.AdafactorOptimizer.")
+  is_trained = _variable_filter(run.get("variable_filter"))
+  pairs = [(gradient, variable)
+           for gradient, variable in zip(gradients, variables)
+           if is_trained(variable)]
+  if not pairs:
+    raise ValueError(
+        f"run.variable_filter = {run.get('variable_filter')!r} finds no "
+        "variable to train: give a part of the names of some, such as "
+        f"{variables[0].name!r}, or None for all of them.")
+  return apply(optimizer, rate, *map(list, zip(*pairs)))
+
+
+def _variable_filter(given):
+  """Which variables are trained, from the value of run.variable_filter."""
+  if given is None:
+    return lambda variable: True
+  if callable(given):
+    return functools.partial(_asked, given)
+  try:
+    pattern = re.compile(given)
+  except (re.error, TypeError) as error:
+    raise ValueError(
+        f"run.variable_filter = {given!r} is no regular expression ({error}): "
+        "give one that finds the names of the variables to train, or None for "
+        "all of them.") from error
+  return lambda variable: pattern.search(variable.name)
+
+
+def _asked(variable_filter, variable):
+  """What a function of the user says of a variable."""
+  try:
+    return variable_filter(variable)
+  except Exception as error:  # It may be anybody's.
+    raise ValueError(
+        f"run.variable_filter = {variable_filter!r} fails for {variable.name} "
+        f"({type(error).__name__}: {error}): give a function of a variable of "
+        "mesh_tensorflow, or a regular expression.") from error
 
 
 def _has_own_rate(optimizer):

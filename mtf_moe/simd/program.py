@@ -6,6 +6,7 @@ data. TensorFlow builds it for hardware that is only described, not present.
 """
 
 from collections.abc import Callable, Mapping
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -13,6 +14,7 @@ import mesh_tensorflow as mtf
 from mesh_tensorflow.simd_mesh_impl import SimdMeshImpl
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import draws
 from mtf_moe.simd.slicing import Slicing
 
 
@@ -113,7 +115,8 @@ class Program:
 def build(
     model_fn: Callable[[dict[str, mtf.Tensor]], tuple[dict, list]],
     mesh_shape, layout_rules, inputs: Mapping[str, tuple[Any, Any]],
-    logical_to_physical=None, autostack: bool = False) -> Program:
+    logical_to_physical=None, autostack: bool = False, seed: int | None = None
+    ) -> Program:
   """Builds the SIMD program of a model for a mesh of any size.
 
   Args:
@@ -127,6 +130,8 @@ def build(
     logical_to_physical: a permutation, the physical number of each core of the
       mesh, or None for the same order.
     autostack: a boolean, whether mtf joins small variables of the same shape.
+    seed: an integer, for random numbers that depend on it and on the global
+      step (see `run.draws`); None for mtf's own, which no device repeats.
 
   Returns:
     a Program
@@ -153,7 +158,7 @@ def build(
         for core in range(slicing.num_cores)]
            for name, (dtype, _) in inputs.items()}
     outputs, update, lowering = _replicate(
-        model_fn, slicing, fed, shapes, autostack)
+        model_fn, slicing, fed, shapes, autostack, seed)
     return Program(
         slicing=slicing,
         inputs={name: Input(shapes[name], tuple(t.name for t in placeholders))
@@ -173,7 +178,7 @@ def build(
         graph_def=graph.as_graph_def(add_shapes=True))
 
 
-def _replicate(model_fn, slicing, fed, shapes, autostack):
+def _replicate(model_fn, slicing, fed, shapes, autostack, seed):
   """Lowers a model in the current graph, inside of a replicated computation.
 
   Args:
@@ -182,6 +187,7 @@ def _replicate(model_fn, slicing, fed, shapes, autostack):
     fed: a list of tf.Tensors, one a core, for each name of an input.
     shapes: a mtf.Shape for each name of an input.
     autostack: a boolean.
+    seed: an integer, or None.
 
   Returns:
     an `Output` for each name, the name of the update, and the mtf.Lowering
@@ -200,7 +206,11 @@ def _replicate(model_fn, slicing, fed, shapes, autostack):
         name: mtf.import_laid_out_tensor(
             mesh, impl.LaidOutTensor([tensor]), shapes[name], name)
         for name, tensor in zip(names, tensors)})
-    lowering = mtf.Lowering(graph, {mesh: impl}, autostack=autostack)
+    with contextlib.ExitStack() as stack:
+      if seed is not None:
+        stack.enter_context(draws.by_step(
+            seed, tf.cast(tf.train.get_global_step(), tf.int64)))
+      lowering = mtf.Lowering(graph, {mesh: impl}, autostack=autostack)
     tensors = {name: lowering.tensors[t].to_laid_out_tensor().one_slice
                for name, t in outputs.items()}
     update = tf.group([lowering.lowered_operation(op) for op in updates])

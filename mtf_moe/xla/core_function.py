@@ -247,6 +247,4 @@ def _cannot(node):
             "can be given to a program on devices.")
   return (
       f"{node.name!r} draws numbers by a {node.op}, whose state no checkpoint "
-      "has. A program on devices cannot draw: set dropout rates to 0, "
-      'MoE2D.second_policy_train = "threshold" and '
-      'MoE2D.switch_policy_train = "argmax".')
+      "has: give simd.build a seed.")

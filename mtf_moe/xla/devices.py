@@ -158,7 +158,7 @@ class OnDevices:
                         for part in self.manifest.results.values()))
 
   def _core_numbers(self):
-    numbers = np.array(self.manifest.physical_cores, np.int32)
+    numbers = np.arange(self.mesh.size, dtype=np.int32)
     return jax.make_array_from_callback(
         numbers.shape, NamedSharding(
             self.mesh, PartitionSpec(tuple(self.manifest.mesh))),
@@ -178,7 +178,7 @@ def _spec(part):
 
 
 def load(directory: str, devices=None) -> OnDevices:
-  """Loads a folder, with the values that were saved.
+  """Loads a folder, with the values and the step that were saved.
 
   Args:
     directory: a path.
@@ -188,5 +188,7 @@ def load(directory: str, devices=None) -> OnDevices:
     an `OnDevices`
   """
   program = OnDevices(*folder.read(directory), devices)
-  program.set(folder.values(directory))
+  values = folder.values(directory)
+  program.set(values)
+  program.global_step = int(values.get("global_step", 0))
   return program

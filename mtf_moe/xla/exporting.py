@@ -39,7 +39,6 @@ def export(program: Program, float32_alltoall: bool = True
   parts = _Parts(program.slicing)
   return bytes(exported.serialize()), folder.Manifest(
       mesh={dim.name: dim.size for dim in program.slicing.mesh_shape.dims},
-      physical_cores=program.slicing.logical_to_physical,
       arguments={
           **{name: parts.of(argument, "input")
              for name, argument in function.inputs.items()},

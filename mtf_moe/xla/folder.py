@@ -54,15 +54,12 @@ class Manifest:
 
   Attributes:
     mesh: the sizes of the axes of its mesh, by name, in order.
-    physical_cores: the number that each core of the mesh, in order, has for
-      itself.
     arguments: a `Part` for each argument of the module, by name, in order.
     results: a `Part` for each of its results.
     made_from: what it was made from, for people: releases and the like.
   """
 
   mesh: Mapping[str, int]
-  physical_cores: tuple[int, ...]
   arguments: Mapping[str, Part]
   results: Mapping[str, Part]
   made_from: Mapping[str, str]
@@ -126,8 +123,7 @@ def read(directory: str) -> tuple[bytes, Manifest]:
   for name in ("arguments", "results"):
     fields[name] = {
         key: Part.of(part) for key, part in fields[name].items()}
-  return module, Manifest(**{
-      **fields, "physical_cores": tuple(fields["physical_cores"])})
+  return module, Manifest(**fields)
 
 
 def values(directory: str) -> dict[str, np.ndarray]:

@@ -85,11 +85,11 @@ def test_steps_and_variables(name):
     assert_close(variables[key], value, TOLERANCE)
 
 
-def test_a_program_that_draws_is_refused():
+def test_a_program_that_draws_as_mtf_does_is_refused():
   program = simd_runs.layer_run(
       1, 1, "sgd", moe_second_policy_train="random").build()
   with pytest.raises(ValueError, match=(
-      r"draws numbers by a RandomUniform, .*second_policy_train = .threshold")):
+      r"draws numbers by a RandomUniform, .*: give simd.build a seed")):
     exporting.export(program)
 
 
