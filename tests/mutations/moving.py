@@ -41,27 +41,28 @@ def _with_more_slots(capacity_dim, number):
 
 @MUTANTS.breaks(10, "inclusive count", BUFFERS, BY_HAND)
 def inclusive_count(
-    fill_buffers, experts, gates, wanted, experts_dim, capacity_dim):
+    fill_buffers, experts, gates, wanted, experts_dim, capacity_dim, *order):
   return tuple(
       dataclasses.replace(choice, position=choice.position + 1)
       for choice in fill_buffers(
           experts, gates, wanted, experts_dim,
-          _with_more_slots(capacity_dim, -1)))
+          _with_more_slots(capacity_dim, -1), *order))
 
 
 @MUTANTS.breaks(10, "second choices not behind the first", BUFFERS, BY_HAND)
 def second_choices_not_behind_the_first(
-    fill_buffers, experts, gates, wanted, experts_dim, capacity_dim):
+    fill_buffers, experts, gates, wanted, experts_dim, capacity_dim, *order):
   return tuple(
-      fill_buffers([expert], [gate], [wants], experts_dim, capacity_dim)[0]
+      fill_buffers(
+          [expert], [gate], [wants], experts_dim, capacity_dim, *order)[0]
       for expert, gate, wants in zip(experts, gates, wanted))
 
 
 @MUTANTS.breaks(11, "one slot too many", BUFFERS, BY_HAND)
 def one_slot_too_many(
-    fill_buffers, experts, gates, wanted, experts_dim, capacity_dim):
+    fill_buffers, experts, gates, wanted, experts_dim, capacity_dim, *order):
   return fill_buffers(experts, gates, wanted, experts_dim,
-                      _with_more_slots(capacity_dim, 1))
+                      _with_more_slots(capacity_dim, 1), *order)
 
 
 @MUTANTS.breaks(11, "the first weight takes the rest", TOP_2, ORACLE)
@@ -81,10 +82,11 @@ def dispatch_from_float32(dispatch_tensor, routed, combine_tensor):
 
 @MUTANTS.breaks(12, "a gate of zero holds no slot", BUFFERS, BY_HAND)
 def a_gate_of_zero_holds_no_slot(
-    fill_buffers, experts, gates, wanted, experts_dim, capacity_dim):
+    fill_buffers, experts, gates, wanted, experts_dim, capacity_dim, *order):
   wanted = [wants * mtf.to_float(mtf.greater(gate, 0.0))
             for wants, gate in zip(wanted, gates)]
-  return fill_buffers(experts, gates, wanted, experts_dim, capacity_dim)
+  return fill_buffers(
+      experts, gates, wanted, experts_dim, capacity_dim, *order)
 
 
 @MUTANTS.breaks(12, "a gradient through dispatch", DISPATCH, BY_HAND)
