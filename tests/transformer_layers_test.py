@@ -13,7 +13,6 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import mtf_moe
-from mtf_moe import contexts
 from tests import gin_config
 from tests import harness
 
@@ -213,51 +212,6 @@ def test_decoding_does_not_depend_on_the_rest_of_the_batch(file, feature, use):
   assert (np.not_equal(*all_and_each(WITH_CAPACITIES))).any()
 
 
-@pytest.mark.parametrize("mode, autoregressive, ids, expected", [
-    # What is fed is one token behind what is predicted: 5 and 6 are.
-    ("score", True, [0, 5, 6, 0, 0], [1, 1, 0, 0, 0]),
-    ("score", True, [0, 5, 6, 7, 8], [1, 1, 1, 1, 1]),
-    ("score", True, [0, 5, 0, 7, 0], [1, 1, 1, 0, 0]),
-    ("score", True, [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]),
-    ("score", True, [0], [1]),
-    # An encoder, or tags for tokens.
-    ("infer", False, [5, 6, 0, 0, 0], [1, 1, 0, 0, 0]),
-    # A prompt, as it is.
-    ("first_part", True, [5, 6, 0, 0, 0], [1, 1, 0, 0, 0]),
-    ("first_part", True, [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]),
-])
-def test_padding_is_known_from_the_ids(mode, autoregressive, ids, expected):
-  gin_config.parse(["models/lm_tiny.gin"], TINY)
-  model = utils.build_model("lm", VOCAB_SIZE, VOCAB_SIZE)
-  model.autoregressive = autoregressive
-  dim = mtf.Dimension("length", len(ids))
-
-  def nonpadding(tensors):
-    context = transformer.Context(
-        model, tensors["ids"].mesh, [dim], dim, harness.variable_dtype(),
-        mode=mode, inputs=mtf.cast(tensors["ids"], tf.int32))
-    return contexts.nonpadding(context, contexts.token_ids(context, [dim]))
-
-  np.testing.assert_array_equal(
-      harness.evaluate(nonpadding, {"ids": (np.array(ids), [dim])}, weights),
-      expected)
-
-
-def test_other_inputs_than_ids_tell_nothing_of_padding():
-  gin_config.parse(["models/lm_tiny.gin"], TINY)
-  dim, depth = mtf.Dimension("length", 3), mtf.Dimension("d_model", 2)
-  with tf.Graph().as_default():
-    mesh = mtf.Mesh(mtf.Graph(), "mesh")
-    for inputs in (None, mtf.zeros(mesh, [dim, depth]),
-                   mtf.zeros(mesh, mtf.Shape([mtf.Dimension("length", 6)]),
-                             tf.int32)):
-      context = transformer.Context(
-          None, mesh, [], dim, harness.variable_dtype(), inputs=inputs)
-      ids = contexts.token_ids(context, [dim])
-      assert ids is None
-      assert contexts.nonpadding(context, ids) is None
-
-
 def teacher_forced(model, tensors):
   """The likeliest token after every prefix."""
   logits, _ = model.call_simple(
@@ -267,8 +221,11 @@ def teacher_forced(model, tensors):
   return mtf.argmax(logits, logits.shape.dims[-1])
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_greedy_decoding_continues_with_the_likeliest_token(mesh):
+@pytest.mark.parametrize("mesh, bindings", [
+    *((mesh, []) for mesh in MESHES),
+    # What is hashed is the token that is fed, also one at a time.
+    ((1, 2), ["MoE2D.moe_gating = ('hash', 'sigmoid_top_k')"])], ids=str)
+def test_greedy_decoding_continues_with_the_likeliest_token(mesh, bindings):
   prompt = some_ids(4)
   prompt[:, 3:] = 0
 
@@ -277,11 +234,12 @@ def test_greedy_decoding_continues_with_the_likeliest_token(mesh):
         tensors["targets"], variable_dtype=harness.variable_dtype(),
         stop_at_token=NO_TOKEN)
 
-  ids = run_model("models/lm_tiny.gin", mesh, {"targets": prompt}, decode)
+  ids = run_model(
+      "models/lm_tiny.gin", mesh, {"targets": prompt}, decode, bindings)
   np.testing.assert_array_equal(ids[:, :3], prompt[:, :3])
   likeliest = run_model(
       "models/lm_tiny.gin", (1, 1), {"targets": ids.astype(int)},
-      teacher_forced)
+      teacher_forced, bindings)
   np.testing.assert_array_equal(ids[:, 3:], likeliest[:, 3:])
 
 

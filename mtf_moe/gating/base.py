@@ -6,7 +6,7 @@ Shapes: `s` is the group size, `x` the experts and `c` the capacity, after any
 number of batch dimensions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import dataclasses
 
 import mesh_tensorflow as mtf
@@ -61,63 +61,32 @@ def route(
   """
   found = router_lib.find(router)
   scope = name or router_lib.scope_name(router)
-
-  per_router = mtf.Shape([*(outer_expert_dims or ()), experts_dim])
-  moved: dict[str, mtf.Tensor] = {}
-
-  def linear(name):
-    return mtf.layers.dense(
-        gate_inputs, experts_dim, reduced_dims=gate_inputs.shape.dims[-1:],
-        expert_dims=outer_expert_dims, use_bias=False,
-        variable_dtype=variable_dtype, name=name)
-
-  def variable(name, rule):
-    if not callable(rule) or name in moved:
-      raise knobs.Mistake("gating", router_lib.name_of(router), (
-          f"makes the variable {name!r} twice, or with {rule!r} for a rule: "
-          "make it once, with a function of its value and of what moves it."))
-    moved[name] = updates.variable(inputs.mesh, name, per_router, rule)
-    return operations.stop_gradient(moved[name])
-
-  def ids():
-    found = token_ids()
-    if found is None:
-      raise knobs.Mistake("gating", router_lib.name_of(router), (
-          "chooses by the ids of tokens, and the layer is given none: pass "
-          "token_ids, or use another router where inputs are no ids."))
-    return found
-
   with tf.variable_scope(scope):  # For variables of the router's own.
     gate_inputs = found.prepare_inputs(mtf.to_float(inputs), settings, train)
   if settings.word_embed_mode is not None:
     gate_inputs = word_embeddings.add_to_gate_inputs(
         gate_inputs, token_embeddings, settings.word_embed_mode)
-  logits = linear(scope) if found.has_logits else mtf.zeros(
+  asked = _Asked(
+      router_lib.name_of(router), gate_inputs, tuple(outer_expert_dims or ()),
+      experts_dim, variable_dtype, token_ids)
+  logits = asked.linear(scope) if found.has_logits else mtf.zeros(
       inputs.mesh, [*inputs.shape.dims[:-1], experts_dim])
   with tf.variable_scope(scope):
     scores = router_lib.Scores(
         found.prepare_logits(logits, settings, train), importance,
-        capacity_dim, settings, train, linear, variable, ids,
-        above or (lambda: None), tuple(outer_expert_dims or ()))
-    choice = _checked(found.choose(scores), scores, router)
-  choice = _moving(choice, moved, per_router, router)
+        capacity_dim, settings, train, asked.linear, asked.variable, asked.ids,
+        above or (lambda: None), asked.outer_expert_dims)
+    choice = _checked(found.choose(scores), scores, asked.router)
+  choice = _moving(choice, asked)
   gates = scores.gates if choice.gates is None else choice.gates
 
-  balance_loss, z_loss = choice.balance_loss, None
-  wanted: Sequence[mtf.Tensor] = ()
-  if isinstance(choice, router_lib.TokenChoice):
-    wanted = _used_only(choice.wanted, scores) or (
-        [scores.used] * len(choice.experts))
-    if balance_loss is None:
-      balance_loss = _balance_loss(choice.experts[0], wanted[0], gates, scores)
-  if train and settings.z_loss is not None:
-    z_loss = settings.z_loss * losses.router_z_loss(
-        scores.logits, experts_dim, importance)
+  wanted = _wanted(choice, scores)
+  balance_loss = _balance_loss(choice, wanted, gates, scores)
+  z_loss = _z_loss(found, scores)
   if num_microbatches and num_microbatches > 1:
     balance_loss, z_loss = (
         loss if loss is None else loss / num_microbatches
         for loss in (balance_loss, z_loss))
-
   shared = {
       "experts_dim": experts_dim, "group_dim": scores.group_dim,
       "capacity_dim": capacity_dim, "balance_loss": balance_loss,
@@ -127,26 +96,72 @@ def route(
         tokens=choice.tokens, weights=choice.weights,
         sends_zero_weights=choice.sends_zero_weights, wanted=choice.wanted,
         **shared)
-  below = found.importance_below(settings, len(choice.experts))
-  if below is not None and len(below) != len(choice.experts):
-    raise knobs.Mistake("gating", router_lib.name_of(router), (
-        f"returned {below!r} for what choices count at the next level: return "
-        f"a number for each of {len(choice.experts)}, or None."))
   return routing.TokenRouting(
       load=choice.load, choices=routing.fill_buffers(
           choice.experts, choice.weights, wanted, experts_dim, capacity_dim,
           fill_order.priority(gates, experts_dim, settings)),
-      importance_below=below, **shared)
+      importance_below=_importance_below(found, choice, settings, asked.router),
+      **shared)
 
 
-def _moving(choice, variables, shape, router):
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+  """What a router may ask for while it chooses; see `router.Scores`.
+
+  Attributes:
+    router: its name.
+    gate_inputs: float32 [<batch dims>, s, m], what logits are made of.
+    outer_expert_dims: the experts of the levels above.
+    experts_dim: the Dimension x.
+    variable_dtype: a mtf.VariableDType.
+    token_ids: see `route`.
+    variables: those that it has made, by name.
+  """
+
+  router: str
+  gate_inputs: mtf.Tensor
+  outer_expert_dims: tuple[mtf.Dimension, ...]
+  experts_dim: mtf.Dimension
+  variable_dtype: mtf.VariableDType
+  token_ids: Callable[[], mtf.Tensor | None]
+  variables: dict[str, mtf.Tensor] = dataclasses.field(default_factory=dict)
+
+  @property
+  def shape(self) -> mtf.Shape:
+    """That of a number for each expert: [<outer expert dims>, x]."""
+    return mtf.Shape([*self.outer_expert_dims, self.experts_dim])
+
+  def linear(self, name: str) -> mtf.Tensor:
+    return mtf.layers.dense(
+        self.gate_inputs, self.experts_dim,
+        reduced_dims=self.gate_inputs.shape.dims[-1:],
+        expert_dims=list(self.outer_expert_dims), use_bias=False,
+        variable_dtype=self.variable_dtype, name=name)
+
+  def variable(self, name: str, rule: updates.Rule) -> mtf.Tensor:
+    if not callable(rule) or name in self.variables:
+      raise knobs.Mistake("gating", self.router, (
+          f"makes the variable {name!r} twice, or with {rule!r} for a rule: "
+          "make it once, with a function of its value and of what moves it."))
+    made = updates.variable(self.gate_inputs.mesh, name, self.shape, rule)
+    self.variables[name] = made
+    return operations.stop_gradient(made)
+
+  def ids(self) -> mtf.Tensor:
+    found = self.token_ids()
+    if found is None:
+      raise knobs.Mistake("gating", self.router, (
+          "chooses by the ids of tokens, and the layer is given none: pass "
+          "token_ids, or use another router where inputs are no ids."))
+    return found
+
+
+def _moving(choice, asked):
   """A choice whose weights carry what moves the router's variables.
 
   Args:
     choice: a `TokenChoice` or an `ExpertChoice`.
-    variables: a dict from names to Tensors, those that the router has made.
-    shape: a Shape, theirs.
-    router: see `route`.
+    asked: what its router has asked for.
 
   Returns:
     the choice
@@ -155,41 +170,70 @@ def _moving(choice, variables, shape, router):
     ValueError: if an update is none.
   """
   if not isinstance(choice.updates, Mapping):
-    raise knobs.Mistake("gating", router_lib.name_of(router), (
+    raise knobs.Mistake("gating", asked.router, (
         f"returned updates of {choice.updates!r}: return a dict from the names "
         "of its variables to what moves them."))
   for name, moved_by in choice.updates.items():
-    if name not in variables:
-      raise knobs.Mistake("gating", router_lib.name_of(router), (
+    if name not in asked.variables:
+      raise knobs.Mistake("gating", asked.router, (
           f"returned an update of {name!r}, and its variables are "
-          f"{list(variables)}: make it by scores.variable."))
-    moved_by = _in_order(moved_by, f"the update of {name!r}", shape,
-                         tf.float32, router_lib.name_of(router))
-    if isinstance(choice, router_lib.ExpertChoice):
-      choice = dataclasses.replace(choice, weights=updates.carried(
-          choice.weights, variables[name], moved_by))
-    else:
-      first, *others = choice.weights
-      choice = dataclasses.replace(choice, weights=[
-          updates.carried(first, variables[name], moved_by), *others])
+          f"{list(asked.variables)}: make it by scores.variable."))
+    moved_by = _in_order(moved_by, f"the update of {name!r}", asked.shape,
+                         tf.float32, asked.router)
+
+    def carrying(weights, variable=asked.variables[name], moved_by=moved_by):
+      return updates.carried(weights, variable, moved_by)
+
+    weights = choice.weights
+    choice = dataclasses.replace(
+        choice, weights=[carrying(weights[0]), *weights[1:]]
+        if isinstance(weights, list) else carrying(weights))
   return choice
 
 
-def _balance_loss(expert, wanted, gates, scores):
-  """That of the first choices, as far as they are wanted."""
-  mask = mtf.one_hot(expert, scores.experts_dim)  # [..., s, x]
+def _importance_below(found, choice, settings, router):
+  """What each choice counts at the next level; see `Router`."""
+  below = found.importance_below(settings, len(choice.experts))
+  if below is not None and len(below) != len(choice.experts):
+    raise knobs.Mistake("gating", router, (
+        f"returned {below!r} for what choices count at the next level: return "
+        f"a number for each of {len(choice.experts)}, or None."))
+  return below
+
+
+def _wanted(choice, scores):
+  """For each choice of tokens, ones where it is wanted, but by padding.
+
+  Padding has no slot whatever a router says.
+  """
+  if isinstance(choice, router_lib.ExpertChoice):
+    return []
+  if choice.wanted is None:
+    return [scores.used] * len(choice.experts)
+  if scores.importance is None:
+    return choice.wanted
+  return [one * scores.used for one in choice.wanted]
+
+
+def _z_loss(found, scores):
+  """The router z-loss times its weight, or None."""
+  weight = scores.settings.z_loss
+  if not scores.train or weight is None or not found.has_logits:
+    return None
+  return weight * losses.router_z_loss(
+      scores.logits, scores.experts_dim, scores.importance)
+
+
+def _balance_loss(choice, wanted, gates, scores):
+  """The router's own, or that of the first choices that are wanted."""
+  if choice.balance_loss is not None:
+    return choice.balance_loss
+  mask = mtf.one_hot(choice.experts[0], scores.experts_dim)  # [..., s, x]
   if scores.importance is not None:  # Else all are.
-    mask, gates = mask * wanted, gates * wanted
+    mask, gates = mask * wanted[0], gates * wanted[0]
   return losses.balance_loss(
       mask, gates, scores.group_dim, scores.experts_dim,
-      scores.counted(wanted))
-
-
-def _used_only(wanted, scores):
-  """What is wanted, but by padding: that has no slot whatever a router says."""
-  if wanted is None or scores.importance is None:
-    return wanted
-  return [one * scores.used for one in wanted]
+      scores.counted(wanted[0]))
 
 
 def _checked(choice, scores, router):
@@ -200,7 +244,6 @@ def _checked(choice, scores, router):
   """
   s, x, c = scores.group_dim, scores.experts_dim, scores.capacity_dim
   *batch, _, _ = scores.logits.shape.dims
-  name = router_lib.name_of(router)
   if isinstance(choice, router_lib.ExpertChoice):
     dims = {"tokens": [*batch, x, c], "weights": [*batch, x, c],
             "balance_loss": [], "wanted": [*batch, x], "gates": [*batch, s, x]}
@@ -208,9 +251,9 @@ def _checked(choice, scores, router):
     dims = {"experts": [*batch, s], "weights": [*batch, s],
             "wanted": [*batch, s], "balance_loss": [], "gates": [*batch, s, x],
             "load": [*scores.outer_expert_dims, x]}
-    _check_numbers(choice, name)
+    _check_numbers(choice, router)
   else:
-    raise knobs.Mistake("gating", name, (
+    raise knobs.Mistake("gating", router, (
         f"returned {choice!r}: return a gating.TokenChoice or a "
         "gating.ExpertChoice."))
 
@@ -220,7 +263,7 @@ def _checked(choice, scores, router):
     if isinstance(value, list | tuple):
       return [in_order(field, one) for one in value]
     dtype = tf.int32 if field in ("experts", "tokens") else tf.float32
-    return _in_order(value, field, mtf.Shape(dims[field]), dtype, name)
+    return _in_order(value, field, mtf.Shape(dims[field]), dtype, router)
 
   return dataclasses.replace(choice, **{
       field: in_order(field, getattr(choice, field)) for field in dims})

@@ -12,47 +12,27 @@ import json
 
 from absl import flags
 import tabulate
-import tensorflow.compat.v1 as tf
 
 from mtf_moe.plan import planning
-from mtf_moe.run import config_files
+from mtf_moe.run import configured_step
 from mtf_moe.run import console
 from mtf_moe.run import mistakes
-from mtf_moe.run.configured_model import ConfiguredModel
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string(
-    "mesh_shape", None, "In place of run.mesh_shape, such as outer:4,batch:4.")
-flags.DEFINE_string("layout_rules", None, "In place of run.layout_rules.")
 flags.DEFINE_bool("json", False, "Print JSON, with sizes in bytes.")
 flags.DEFINE_bool(
     "suggest", False, "Rank the meshes of so many cores as run.mesh_shape has, "
     "with the canonical layout, by what cores exchange and by memory.")
 
 _PROGRAM = "mtf_moe.plan"
-# What gin knows in a run.
-_IMPORTS = [f"import mtf_moe.{module}" for module in (
-    "decoding.sampling", "train.checkpoints", "train.evaluation",
-    "train.training")]
-# What a plan does not need, or would have no part in a run: the text, and
-# summaries, which a TPU leaves out unless it is asked for them.
-_OVERRIDES = ["run.perplexity_eval_steps = None", "run.mode = 'train'",
-              *(f"{layer}.summaries = False"
-                for layer in ("MoE1D", "MoE2D", "MoE"))]
 
 
 @mistakes.told(_PROGRAM)
 def main(argv):
   del argv
   with console.opened():
-    tf.disable_v2_behavior()
-    config_files.read(below=_IMPORTS, above=_OVERRIDES)
-    configured = ConfiguredModel.from_gin(FLAGS.mesh_shape, FLAGS.layout_rules)
-    if configured is None:
-      raise ValueError(
-          "run.sequence_length is not set: give the length of sequences, such "
-          "as --gin_param='run.sequence_length = 256'.")
+    configured = configured_step.read()
     plans = (planning.suggest(configured.mesh_shape.size) if FLAGS.suggest
              else [planning.make(configured, strict=bool(FLAGS.layout_rules))])
   if FLAGS.json:

@@ -9,3 +9,10 @@ many:
     program = devices.load("my_program")                    # Without.
     outputs = program.step({"inputs": array})
 """
+
+import importlib.util
+
+if importlib.util.find_spec("jax") is None:
+  raise ImportError(
+      "mtf_moe.xla needs JAX, which is not installed: pip install "
+      '"mtf_moe[xla]", with Python 3.12 or a later one.')

@@ -52,7 +52,7 @@ class OnDevices:
         donate_argnums=[number for number, (name, part) in enumerate(
             manifest.arguments.items()) if name in manifest.updates()])
     self._variables = {
-        name: self.put(name, np.zeros(part.shape, part.dtype))
+        name: self.put(name, np.zeros(part.shape or (), part.dtype))
         for name, part in manifest.arguments.items() if part.kind == "variable"}
     self.global_step = 0
 

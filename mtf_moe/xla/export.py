@@ -12,12 +12,10 @@ many devices as the mesh has cores, and needs no TensorFlow.
 import time
 
 from absl import flags
-import tensorflow.compat.v1 as tf
 
-from mtf_moe.run import config_files
+from mtf_moe.run import configured_step
 from mtf_moe.run import console
 from mtf_moe.run import mistakes
-from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.xla import configured as configured_lib
 from mtf_moe.xla import exporting
 
@@ -28,22 +26,11 @@ flags.DEFINE_string(
     "checkpoint", None, "Values of the variables: a model directory or a "
     "checkpoint in it. Without, they are drawn.")
 flags.DEFINE_integer("seed", 0, "Of all that is drawn in a step.")
-flags.DEFINE_string(
-    "mesh_shape", None, "In place of run.mesh_shape, such as outer:4,batch:4.")
-flags.DEFINE_string("layout_rules", None, "In place of run.layout_rules.")
 flags.DEFINE_bool(
     "float32_alltoall", True, "Whether all-to-alls exchange float32 as it is, "
     "or as bfloat16, which is half as much.")
 
 _PROGRAM = "mtf_moe.xla.export"
-# What gin knows in a run.
-_IMPORTS = [f"import mtf_moe.{module}" for module in (
-    "decoding.sampling", "train.checkpoints", "train.evaluation",
-    "train.training")]
-# The program has the loss as its only output; the text is not needed.
-_OVERRIDES = ["run.perplexity_eval_steps = None", "run.mode = 'train'",
-              *(f"{layer}.summaries = False"
-                for layer in ("MoE1D", "MoE2D", "MoE"))]
 
 
 @mistakes.told(_PROGRAM)
@@ -52,13 +39,7 @@ def main(argv):
   if not FLAGS.folder:
     raise ValueError("--folder is not set: name a folder to write to.")
   with console.opened():
-    tf.disable_v2_behavior()
-    config_files.read(below=_IMPORTS, above=_OVERRIDES)
-    configured = ConfiguredModel.from_gin(FLAGS.mesh_shape, FLAGS.layout_rules)
-    if configured is None:
-      raise ValueError(
-          "run.sequence_length is not set: give the length of sequences, such "
-          "as --gin_param='run.sequence_length = 256'.")
+    configured = configured_step.read()
     began = time.monotonic()
     console.say("building the program of a core")
     built = configured_lib.program(configured, FLAGS.seed)
