@@ -112,7 +112,7 @@ def transformer_moe_layer(
     mesh_shape=None, nonpadding=None, num_microbatches=None,
     token_embeddings=None, experts=experts_lib.feed_forward, activation=None,
     master_dtype=None, slice_dtype=None, activation_dtype=None,
-    token_ids=None, levels=None):
+    levels=None, token_ids=None):
   """Any number of levels of experts in place of a feed-forward layer.
 
   After Shazeer et al. 2017, https://arxiv.org/abs/1701.06538, appendix B. The

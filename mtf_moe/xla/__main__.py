@@ -32,10 +32,11 @@ def main():
     parser.error(f"--steps={flags.steps} must be 1 or more.")
   try:
     program = devices.load(flags.folder)
-    given = _random_inputs(program.manifest)
     if flags.inputs:
       with np.load(flags.inputs, allow_pickle=False) as arrays:
         given = dict(arrays)
+    else:
+      given = _random_inputs(program.manifest)
     inputs = {name: program.put(name, value) for name, value in given.items()
               if name in program.manifest.arguments}
     _run(program, inputs, flags)
