@@ -130,8 +130,9 @@ def build(
     logical_to_physical: a permutation, the physical number of each core of the
       mesh, or None for the same order.
     autostack: a boolean, whether mtf joins small variables of the same shape.
-    seed: an integer, for random numbers that depend on it and on the global
-      step (see `run.draws`); None for mtf's own, which no device repeats.
+    seed: an integer, for initial values, and for random numbers that depend on
+      it and on the global step (see `run.draws`); None for mtf's own, which no
+      device repeats.
 
   Returns:
     a Program
@@ -150,6 +151,8 @@ def build(
             for name, (_, shape) in inputs.items()}
   graph = tf.Graph()
   with graph.as_default():
+    if seed is not None:
+      tf.set_random_seed(seed)
     next_step = tf.assign_add(
         tf.train.get_or_create_global_step(), 1, name="simd/next_step")
     fed = {name: [

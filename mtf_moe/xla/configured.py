@@ -17,7 +17,7 @@ def program(configured: ConfiguredModel, seed: int) -> simd.Program:
 
   Args:
     configured: the `ConfiguredModel`; run.optimizer is needed.
-    seed: an integer, for all that is drawn in a step.
+    seed: an integer, for initial values and for all that is drawn in a step.
 
   Returns:
     a simd.Program with the output "loss"; its inputs are int32 ids
@@ -52,7 +52,7 @@ def program(configured: ConfiguredModel, seed: int) -> simd.Program:
 
 
 def initial_values(built: simd.Program) -> Mapping[str, np.ndarray]:
-  """First values of all variables of a program, by name, drawn anew."""
+  """First values of all variables of a program, by name: its seed's."""
   values = {name: variable.value for name, variable in built.variables.items()}
   # What cores compute has no kernels here.
   around_cores = tf.graph_util.extract_sub_graph(

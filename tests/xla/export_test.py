@@ -43,6 +43,9 @@ def test_a_configured_model_trains_as_on_all_cores(model, bindings):
   built = configured_lib.program(configured, seed=0)
   values = configured_lib.initial_values(built)
   assert values.keys() == built.variables.keys()
+  again = configured_lib.initial_values(built)
+  for name, value in values.items():
+    np.testing.assert_array_equal(again[name], value)
   rng = np.random.default_rng(0)
   run = comparison.Run(
       None, "", "", {}, {
