@@ -136,8 +136,11 @@ class ConfiguredModel:
   def feature_dims(self) -> dict[str, mtf.Dimension]:
     """The length of each feature that the model is given."""
     wanted = ["targets"] if self._has_one_stack else ["inputs", "targets"]
-    return {feature: mtf.Dimension("length", self.lengths[feature])
-            for feature in wanted}
+    return {feature: self.length_dim(feature) for feature in wanted}
+
+  def length_dim(self, feature: str) -> mtf.Dimension:
+    """The last dimension of a feature, such as "targets_segmentation"."""
+    return mtf.Dimension("length", self.lengths[feature.partition("_")[0]])
 
   @property
   def _has_one_stack(self):
@@ -148,7 +151,8 @@ class ConfiguredModel:
 
     Args:
       features: int32 [<microbatch dims>, length], ids, for each of
-        `feature_dims`.
+        `feature_dims`; and what data has beside them, such as
+        "targets_segmentation", under the names that mesh_tensorflow knows.
       mode: "train" or "eval".
 
     Returns:
@@ -172,14 +176,18 @@ class ConfiguredModel:
         mesh_shape=self.mesh_shape, layout_rules=self.layout)
     self._check_positions(model)
 
+    if model_type == "delimited_lm" and "inputs" in features:
+      features = utils._dynamic_text2self(features)
     targets = features["targets"]
-    inputs = (transformer.autoregressive_inputs(targets)
+    inputs = (transformer.autoregressive_inputs(
+        targets, features.get("targets_segmentation"))
               if self._has_one_stack else features["inputs"])
     try:
       _, loss = model.call_simple(
           inputs=inputs, targets=targets, compute_loss=True, mode=mode,
           variable_dtype=utils.get_variable_dtype(),
-          num_microbatches=self.num_microbatches)
+          num_microbatches=self.num_microbatches,
+          **_places(model, features))
     except ValueError:
       self._check_tensors(targets.graph)  # It may be why, and says it better.
       raise
@@ -272,6 +280,19 @@ class ConfiguredModel:
       gradients = mtf.gradients([loss], [v.outputs[0] for v in trained])
       optimization.update(self.run, rate, gradients, trained)
     return tf_graph, layer_records.of(graph)
+
+
+def _places(model, features):
+  """Where tokens are in their sequences, as arguments of the model."""
+  names = {"sequence_id": "targets_segmentation",
+           "position": "targets_position"}
+  if not isinstance(model, transformer.Unitransformer):
+    names = {"encoder_sequence_id": "inputs_segmentation",
+             "decoder_sequence_id": "targets_segmentation",
+             "decoder_subsequence_id": "targets_subsegmentation",
+             "encoder_position": "inputs_position",
+             "decoder_position": "targets_position"}
+  return {name: features.get(feature) for name, feature in names.items()}
 
 
 def check_vocabulary(vocabulary):

@@ -4,6 +4,7 @@ On a TPU there are other means, which mtf has:
 tpu_estimator_model_fn.tpu_summaries = True.
 """
 
+from collections.abc import Mapping
 import contextlib
 import functools
 import inspect
@@ -39,64 +40,60 @@ def collected_scalars():
   return {tag: graph.get_tensor_by_name(name) for tag, name in names.items()}
 
 
-class RecordHook(tf.train.SessionRunHook):
-  """Writes what `mtf.scalar_summary` collected, and tells who wants to know.
+class Recorder:
+  """Writes what was recorded of some steps to the event files of a directory.
 
-  Into the event files of the model directory, in the steps in which the
-  Estimator writes the loss there.
+  Of the first one, and of one more after so many each time: the steps in which
+  an Estimator writes the loss there. Without a directory, nothing is written.
   """
 
-  def __init__(self, model_dir, every_steps, listeners=()):
-    """Makes the hook.
-
-    Args:
-      model_dir: a string.
-      every_steps: an integer; the first step is recorded, too.
-      listeners: functions of a step and a dict of values by tag.
-    """
+  def __init__(self, model_dir: str | None, every_steps: int):
     self._model_dir = model_dir
     self._every_steps = every_steps
-    self._listeners = listeners
+    self._last = None
 
-  def step_after(self) -> tf.Tensor | None:
-    """The number of the step that a session.run takes, where the graph has it.
+  def is_due(self, step: int) -> bool:
+    """Whether to record a step that is about to be run; asked once for each."""
+    if self._last is not None and step < self._last + self._every_steps:
+      return False
+    self._last = step
+    return True
 
-    Nothing orders the reading of the global step and its increase. Without this
-    tensor, the step is read once more when it is over.
-    """
-    return None
+  def write(self, step: int, values: Mapping[str, float]):
+    """Writes values, by tag."""
+    if self._model_dir is None:
+      return
+    tf.summary.FileWriterCache.get(self._model_dir).add_summary(
+        tf.Summary(value=[tf.Summary.Value(tag=tag, simple_value=value)
+                          for tag, value in values.items()]), step)
+
+
+class RecordHook(tf.train.SessionRunHook):
+  """Has a `Recorder` write what `mtf.scalar_summary` collected."""
+
+  def __init__(self, recorder: Recorder):
+    self._recorder = recorder
 
   def begin(self):
     self._collected = collected_scalars()
-    self._step_after = self.step_after()
     self._global_step = tf.train.get_global_step()
-    self._timer = tf.train.SecondOrStepTimer(every_steps=self._every_steps)
-    self._next_step = None
+
+  def after_create_session(self, session, coord):
+    self._next_step = int(session.run(self._global_step)) + 1
 
   def before_run(self, run_context):
-    due = self._next_step is None or self._timer.should_trigger_for_step(
-        self._next_step)
-    fetches = {"values": self._collected if due else {}}
-    if self._step_after is not None:
-      fetches["step"] = self._step_after
-    return tf.train.SessionRunArgs(fetches)
+    due = self._recorder.is_due(self._next_step)
+    return tf.train.SessionRunArgs(self._collected if due else {})
 
   def after_run(self, run_context, run_values):
     if not self._collected:
       return
-    values = run_values.results["values"]
-    step = run_values.results.get("step")
-    if step is None:
-      step = run_context.session.run(self._global_step)
+    # Nothing orders the reading of the step and its increase: once more, now
+    # that the step is over.
+    step = int(run_context.session.run(self._global_step))
     self._next_step = step + 1
-    if not values:
-      return
-    self._timer.update_last_triggered_step(step)
-    tf.summary.FileWriterCache.get(self._model_dir).add_summary(
-        tf.Summary(value=[tf.Summary.Value(tag=tag, simple_value=value)
-                          for tag, value in values.items()]), step)
-    for listener in self._listeners:
-      listener(step, values)
+    if run_values.results:
+      self._recorder.write(step, run_values.results)
 
 
 class ArithmeticHook(tf.train.SessionRunHook):
@@ -154,8 +151,8 @@ def _with_hooks(name, original):
     call = signature.bind(self, *args, **kwargs)
     hooks = [*(call.arguments.get("hooks") or ()), ArithmeticHook()]
     if name == "train" and self.config.is_chief:
-      hooks.append(RecordHook(
-          self.model_dir, self.config.save_summary_steps or 100))
+      hooks.append(RecordHook(Recorder(
+          self.model_dir, self.config.save_summary_steps or 100)))
     call.arguments["hooks"] = hooks
     with _resource_variables() if name == "train" else contextlib.nullcontext():
       return original(*call.args, **call.kwargs)

@@ -35,7 +35,9 @@ from mtf_moe.train import health
 from mtf_moe.train import made_with
 from mtf_moe.train import model_directory
 from mtf_moe.train import preflight
+from mtf_moe.train import processes
 from mtf_moe.train import run_mode
+from mtf_moe.train import runtimes
 from mtf_moe.train import training
 
 FLAGS = flags.FLAGS
@@ -54,6 +56,17 @@ flags.DEFINE_string(
 flags.DEFINE_string("tpu_zone", None, "GCE zone of the TPU.")
 flags.DEFINE_string("gcp_project", None, "Cloud project of the TPU.")
 flags.DEFINE_string("tpu_job_name", None, "Name of the TPU worker binary.")
+flags.DEFINE_enum(
+    "runtime", None, runtimes.RUNTIMES, "What trains: TensorFlow, or the "
+    "devices that JAX sees, on a TPU or with GPUs. In place of "
+    "train_model.runtime; without either, TensorFlow.")
+flags.DEFINE_string(
+    "coordinator", None, "Where the first of several processes waits for the "
+    "others, host:port; with --runtime=xla. All devices of all processes make "
+    "one mesh. Nobody else should reach the port: use a private network. "
+    "'auto' on a cluster that JAX knows.")
+flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+flags.DEFINE_integer("process_id", None, "Which one this is, counted from 0.")
 flags.DEFINE_bool(
     "tensorflow_log", False, "Show TensorFlow's own log as well.")
 
@@ -73,9 +86,16 @@ def main(argv):
     FLAGS.model_dir = paths.usable(FLAGS.model_dir, "--model_dir")
     machines.check_only_one()
     machines.check_tpu(FLAGS.tpu, FLAGS.tpu_zone, FLAGS.gcp_project)
-    config_files.read(below=_BINDINGS)
+    processes.check_flags(
+        FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    config_files.read(below=_BINDINGS, above=_of_flags())
     console.say("checking the configuration")
     configured = preflight.check_configuration(FLAGS.model_dir)
+    if run_mode.get() == "train":
+      runtimes.prepare(
+          configured.mesh_shape, FLAGS.tpu,
+          (FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id))
+      processes.check_same(made_with.MadeWith.configured(configured).flat())
     preflight.warn_of_wrong_products(FLAGS.tpu)
     with mistakes.told(_PROGRAM):  # Not in the log of the runs before it.
       _enter_model_directory(stack, FLAGS.model_dir, configured)
@@ -90,6 +110,13 @@ def main(argv):
     _run()
 
 
+def _of_flags():
+  """Lines of gin."""
+  if FLAGS.runtime is None:
+    return []
+  return [f"mtf_moe.train_model.runtime = {FLAGS.runtime!r}"]
+
+
 def _enter_model_directory(stack, model_dir, configured):
   """Checks the model directory, and makes it this run's if that writes to it.
 
@@ -98,6 +125,8 @@ def _enter_model_directory(stack, model_dir, configured):
     model_dir: a string.
     configured: a ConfiguredModel or None.
   """
+  if not processes.is_first():
+    return
   if run_mode.get() != "train":
     model_directory.check_names(model_dir)
     # While it is trained, the newest may be replaced at any moment.

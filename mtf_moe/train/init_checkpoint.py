@@ -121,6 +121,19 @@ def find(configured: ConfiguredModel) -> TakenOver | None:
       _told(configured, path, step, first_step, taken, saved))
 
 
+def sources(configured: ConfiguredModel, path: str) -> dict[str, str]:
+  """What variables of a run that begins have in the checkpoint.
+
+  Args:
+    configured: a ConfiguredModel.
+    path: the path of a checkpoint that `find` has found.
+
+  Returns:
+    a dict from variables of this run to those of the checkpoint
+  """
+  return _taken_over(configured, path, saved_variables.of_checkpoint(path))
+
+
 def path_of(given: str) -> str:
   """The checkpoint that run.init_checkpoint names.
 

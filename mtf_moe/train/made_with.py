@@ -85,6 +85,11 @@ class MadeWith:
         _place(configured, run),
         {"train_model.seed": _seed()}, _versions())
 
+  def flat(self) -> dict[str, Any]:
+    """All settings, by name."""
+    return {name: value for field in dataclasses.fields(self)
+            for name, value in getattr(self, field.name).items()}
+
 
 @dataclasses.dataclass(frozen=True)
 class Beginning:

@@ -1,15 +1,13 @@
 """How far training is, in a bar or in lines that a person can read."""
 
+from collections.abc import Mapping
 import os
 import sys
 
-import tensorflow.compat.v1 as tf
 import tqdm
 
 from mtf_moe.run import console
-from mtf_moe.train import hooks
 from mtf_moe.train import records as records_lib
-from mtf_moe.train import reproducible
 
 _STEPS = "step {n_fmt} of {total_fmt}"
 # "step 120 of 900, loss 2.345, 8,123 tokens/s, busiest expert 1.4x, 1:34 left"
@@ -87,20 +85,23 @@ class _Lines:
     pass
 
 
-class ProgressHook(tf.train.SessionRunHook):
+class TrainingProgress:
   """Shows step, loss, speed, the worst balance and the time left."""
 
-  def __init__(self, total_steps, tokens_per_step, seconds_per_line,
-               begins_from=None):
-    """Makes the hook.
+  def __init__(self, total_steps: int, tokens_per_step: int,
+               seconds_per_line: float, begins_from: str | None = None,
+               shown: bool = True):
+    """Makes it.
 
     Args:
-      total_steps: an integer.
-      tokens_per_step: an integer.
-      seconds_per_line: a float.
-      begins_from: a string, the checkpoint of another run that this one begins
-        from, where it does.
+      total_steps: the step at which training ends.
+      tokens_per_step: how many tokens a step takes.
+      seconds_per_line: the time between two lines.
+      begins_from: the checkpoint of another run that this one begins from,
+        where it does.
+      shown: False where another process shows it.
     """
+    self._shown = shown
     self._total_steps = total_steps
     self._tokens_per_step = tokens_per_step
     self._seconds_per_line = seconds_per_line
@@ -108,19 +109,10 @@ class ProgressHook(tf.train.SessionRunHook):
     self._balance = ""
     self._progress = None
 
-  def show_balance(self, step, records):
-    """Takes note of what was recorded of a step, from a RecordHook."""
-    del step
-    busiest = records_lib.busiest(records)
-    if busiest is not None:
-      load, place = busiest
-      self._balance = f", busiest expert {load:.1f}x ({place})"
-
-  def begin(self):
-    self._fetches = hooks.loss(), reproducible.step_after()
-
-  def after_create_session(self, session, coord):
-    first_step = int(session.run(tf.train.get_global_step()))
+  def begin(self, first_step: int):
+    """Says where training begins, and starts the clock."""
+    if not self._shown:
+      return
     if self._begins_from:
       console.say(
           f"beginning at step {first_step:,}, from {self._begins_from}")
@@ -129,17 +121,23 @@ class ProgressHook(tf.train.SessionRunHook):
     self._progress = Progress(
         self._total_steps, first_step, self._seconds_per_line)
 
-  def before_run(self, run_context):
-    return tf.train.SessionRunArgs(self._fetches)
+  def show_balance(self, records: Mapping[str, float]):
+    """Takes note of what was recorded of a step, by tag."""
+    busiest = records_lib.busiest(records)
+    if busiest is not None:
+      load, place = busiest
+      self._balance = f", busiest expert {load:.1f}x ({place})"
 
-  def after_run(self, run_context, run_values):
-    loss, step = run_values.results
+  def observe(self, step: int, loss: float):
+    """Shows a step, where it is time to."""
+    if self._progress is None:
+      return
     shown = f"loss {loss:.3f}"
     steps_per_second = self._progress.steps_per_second
     if steps_per_second:
       tokens_per_second = steps_per_second * self._tokens_per_step
       shown += f", {tokens_per_second:,.0f} tokens/s"
-    self._progress.show(int(step), shown + self._balance)
+    self._progress.show(step, shown + self._balance)
 
   def close(self):
     """Shows the last state, also where training ended by an error."""

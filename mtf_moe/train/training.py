@@ -1,5 +1,7 @@
 """Training that can be watched, stopped and trusted."""
 
+import dataclasses
+
 import gin
 from mesh_tensorflow.transformer import utils
 import tensorflow.compat.v1 as tf
@@ -7,11 +9,14 @@ from tensorflow_estimator import estimator as tf_estimator
 
 from mtf_moe.run import console
 from mtf_moe.run import layer_facts
-from mtf_moe.train import health
+from mtf_moe.run import recording
 from mtf_moe.train import hooks as hooks_lib
 from mtf_moe.train import made_with
+from mtf_moe.train import processes
 from mtf_moe.train import progress
 from mtf_moe.train import reproducible
+from mtf_moe.train import runtimes
+from mtf_moe.train import supervision
 
 
 class Stopped(Exception):
@@ -27,12 +32,12 @@ def train_model(
     estimator, vocabulary, sequence_length, batch_size, train_dataset_fn,
     train_steps, ensemble_inputs, seed=0, max_minutes=None,
     seconds_per_line=10.0, steps_per_record=100, seen_data_init_step=0,
-    **kwargs):
+    runtime=runtimes.TENSORFLOW, **kwargs):
   """Trains as mesh_tensorflow's function of this name does, and more safely.
 
-  For `run.train_model_fn`. On a mesh of this machine, the same configuration
-  comes to the same weights, bit for bit, in one run or in several, if the data
-  does (run.skip_seen_data = True).
+  For `run.train_model_fn`. On a mesh of this machine, and on the devices that
+  JAX sees, the same configuration comes to the same weights, bit for bit, in
+  one run or in several, if the data does (run.skip_seen_data = True).
 
   Args:
     estimator: a TPUEstimator.
@@ -53,6 +58,7 @@ def train_model(
     seen_data_init_step: an integer, the step at which the data begins. 0 is
       the first of the run, also where that began from a checkpoint
       (run.init_checkpoint) at another.
+    runtime: "tensorflow", or "xla" for the devices that JAX sees.
     **kwargs: further arguments of mesh_tensorflow's train_model.
 
   Raises:
@@ -60,7 +66,8 @@ def train_model(
     Stopped: if a signal stopped training.
     health.LossNotFinite: if the loss became NaN or infinite.
   """
-  layers = layer_facts.read(estimator.model_dir)
+  model_dir = estimator.model_dir if processes.is_first() else None
+  layers = layer_facts.read(model_dir) if model_dir else None
   if max_minutes is not None and max_minutes <= 0:
     raise ValueError(
         f"train_model.max_minutes = {max_minutes!r} must be above 0: set it to "
@@ -71,86 +78,93 @@ def train_model(
         "of steps, 1 or more: 100 costs next to nothing. To record nothing of "
         "the mixtures, set "
         f"{layer_facts.settings(layers, 'summaries', False)}.")
-  if _is_done(estimator, train_steps):
+  start = _Start(**processes.of_first(
+      dataclasses.asdict(_Start.found(model_dir)) if model_dir else None))
+  if start.step >= train_steps > 0:
+    console.say(
+        f"the checkpoint is of step {start.step:,}, and run.train_steps = "
+        f"{train_steps}: nothing is left to do")
     return
   console.say("building the graph")
-  began = _beginning(estimator.model_dir)
-  begins = began is not None and estimator.latest_checkpoint() is None
-  shown = progress.ProgressHook(
-      train_steps, batch_size * sequence_length["targets"], seconds_per_line,
-      began.init_checkpoint if begins else None)
-  starvation = health.StarvationWatch(layers)
-
-  def warn_of_starvation(step, records):
-    warning = starvation.observe(step, records)
-    if warning:
-      console.warn(warning)
-
-  on_signal = hooks_lib.SignalHook()
-  hooks = [
-      hooks_lib.RecordHook(estimator.model_dir, steps_per_record,
-                           [shown.show_balance, warn_of_starvation]),
-      shown, on_signal]
-  if max_minutes is not None:
-    hooks.append(hooks_lib.TimeLimitHook(max_minutes))
+  supervisor = supervision.Supervisor(
+      model_dir, layers, progress.TrainingProgress(
+          train_steps, batch_size * sequence_length["targets"],
+          seconds_per_line, start.begins_from, shown=processes.is_first()),
+      recording.Recorder(model_dir, steps_per_record), max_minutes)
   try:
     utils.train_model(
-        _WithHooks(_prepared(estimator, seed, steps_per_record, layers), hooks),
+        _on_devices(estimator, supervisor, seed, start.begins_from)
+        if runtime == runtimes.XLA else
+        _prepared(estimator, seed, steps_per_record, supervisor),
         vocabulary, sequence_length, batch_size, train_dataset_fn, train_steps,
         ensemble_inputs, seen_data_init_step=(
-            seen_data_init_step or (began.step if began else 0)), **kwargs)
+            seen_data_init_step or start.data_step), **kwargs)
   finally:
-    on_signal.restore()
-    shown.close()
-  if on_signal.received:
-    raise Stopped(on_signal.received)
+    supervisor.close()
+  if supervisor.received:
+    raise Stopped(supervisor.received)
 
 
-def _beginning(model_dir):
-  """The Beginning of a run, which may be long ago; None for a random one."""
-  record = made_with.read(model_dir)
-  return record.began if record else None
+@dataclasses.dataclass(frozen=True)
+class _Start:
+  """Where a run starts.
+
+  Attributes:
+    step: an integer, that of its newest checkpoint; 0 where there is none.
+    begins_from: the checkpoint of another run that it begins from, or None.
+    data_step: an integer, the step at which its data begins.
+  """
+
+  step: int
+  begins_from: str | None
+  data_step: int
+
+  @classmethod
+  def found(cls, model_dir):
+    path = tf.train.latest_checkpoint(model_dir)
+    record = made_with.read(model_dir)
+    began = record.began if record else None
+    return cls(
+        utils.get_step_from_checkpoint_path(path) if path else 0,
+        began.init_checkpoint if began and not path else None,
+        began.step if began else 0)
 
 
-def _is_done(estimator, train_steps):
-  """Whether the model has been trained for all of the steps."""
-  path = estimator.latest_checkpoint()
-  step = utils.get_step_from_checkpoint_path(path) if path else 0
-  if step >= train_steps > 0:
-    console.say(
-        f"the checkpoint is of step {step:,}, and run.train_steps = "
-        f"{train_steps}: nothing is left to do")
-    return True
-  return False
+def _on_devices(estimator, supervisor, seed, begins_from):
+  """What trains on the devices that JAX sees, which may not be installed."""
+  from mtf_moe.train import device_training
+  return device_training.DeviceTraining(
+      estimator, supervisor, seed, begins_from)
 
 
-def _prepared(estimator, seed, steps_per_record, layers):
-  """An Estimator for this run.
+def _prepared(estimator, seed, steps_per_record, supervisor):
+  """An Estimator for this run, supervised.
 
   Args:
     estimator: a TPUEstimator.
     seed: an integer.
     steps_per_record: an integer.
-    layers: what the mixtures are, or None where that is not known.
+    supervisor: a Supervisor.
 
   Returns:
-    an Estimator, with the health of the run watched
+    an Estimator
   """
-  guard = hooks_lib.HealthHook(estimator.model_dir, layers)
+  hook = hooks_lib.SupervisorHook(supervisor)
   if estimator.config.master:  # A TPU's.
-    return _WithHooks(estimator, [guard])
+    return _WithHook(estimator, hook)
   model_fn = reproducible.reproducible(estimator.model_fn, seed)
 
-  def guarded_model_fn(features, labels, mode, config):
+  def model_fn_that_saves_last(features, labels, mode, config):
     spec = model_fn(features, labels, mode, config)
-    # Before the one that saves, which is among them.
+    # Those of the chief come before all others, and one of them saves.
     return spec._replace(
-        training_chief_hooks=(guard, *spec.training_chief_hooks))
+        training_hooks=(*spec.training_hooks, *spec.training_chief_hooks),
+        training_chief_hooks=())
 
-  return tf_estimator.Estimator(
-      guarded_model_fn, config=estimator.config.replace(
+  return _WithHook(tf_estimator.Estimator(
+      model_fn_that_saves_last, config=estimator.config.replace(
           tf_random_seed=seed, save_summary_steps=steps_per_record,
-          session_config=session_config()))
+          session_config=session_config())), hook)
 
 
 def session_config() -> tf.ConfigProto:
@@ -163,15 +177,15 @@ def session_config() -> tf.ConfigProto:
   return config
 
 
-class _WithHooks:
-  """An estimator that trains with further hooks."""
+class _WithHook:
+  """An estimator that trains with a further hook."""
 
-  def __init__(self, estimator, hooks):
+  def __init__(self, estimator, hook):
     self._estimator = estimator
-    self._hooks = hooks
+    self._hook = hook
 
   def __getattr__(self, name):
     return getattr(self._estimator, name)
 
   def train(self, hooks=(), **kwargs):
-    return self._estimator.train(hooks=[*hooks, *self._hooks], **kwargs)
+    return self._estimator.train(hooks=[*hooks, self._hook], **kwargs)

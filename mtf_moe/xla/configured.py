@@ -1,6 +1,6 @@
 """The training step of the configured model as a program for XLA devices."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import mesh_tensorflow as mtf
 import numpy as np
@@ -11,24 +11,29 @@ from mtf_moe.run import optimization
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.simd import graphs
 
+LOSS = "loss"
 
-def program(configured: ConfiguredModel, seed: int) -> simd.Program:
+
+def program(configured: ConfiguredModel, seed: int,
+            features: Iterable[str] | None = None) -> simd.Program:
   """Builds forward, backward and update, with the loop over microbatches.
 
   Args:
     configured: the `ConfiguredModel`; run.optimizer is needed.
     seed: an integer, for initial values and for all that is drawn in a step.
+    features: what the data has, such as "targets_segmentation"; None for what
+      the model needs.
 
   Returns:
-    a simd.Program with the output "loss"; its inputs are int32 ids
-    [<batch dims>, length] of "targets", and of "inputs" where there is an
-    encoder
+    a simd.Program. Its inputs are int32 [<batch dims>, length], the features.
+    Its outputs are the loss, under the name `LOSS`, and what the mixtures
+    record, by tag, where there is no loop over microbatches.
   """
   *_, batch_dim = configured.batch_dims
   number = configured.num_microbatches
 
   def loss_of(features):
-    return {"loss": configured.loss_of(features, "train")}
+    return {LOSS: configured.loss_of(features, "train")}
 
   def model_fn(features):
     graph = features["targets"].graph
@@ -36,19 +41,28 @@ def program(configured: ConfiguredModel, seed: int) -> simd.Program:
       gradients, outputs = mtf.serialize_training_step(
           features, loss_of, batch_dim, number)
     else:
-      outputs = loss_of(features)
+      outputs = loss_of(features) | _records(graph)
       gradients = mtf.gradients(
-          [outputs["loss"]], [v.outputs[0] for v in graph.trainable_variables])
+          [outputs[LOSS]], [v.outputs[0] for v in graph.trainable_variables])
     rate = optimization.learning_rate(
         configured.run.get("learning_rate_schedule"), configured.total_steps,
         tf.train.get_or_create_global_step())
     return outputs, optimization.update(
         configured.run, rate, gradients, graph.trainable_variables)
 
+  if features is None:
+    features = configured.feature_dims
   return simd.build(
       model_fn, configured.mesh_shape, configured.layout,
-      {feature: (tf.int32, mtf.Shape([*configured.batch_dims, dim]))
-       for feature, dim in configured.feature_dims.items()}, seed=seed)
+      {feature: (tf.int32, mtf.Shape([
+          *configured.batch_dims, configured.length_dim(feature)]))
+       for feature in features}, seed=seed)
+
+
+def _records(graph):
+  """What layers record, by tag."""
+  return {op.name: op.outputs[0] for op in graph.operations
+          if isinstance(op, mtf.ScalarSummaryOperation)}
 
 
 def initial_values(built: simd.Program) -> Mapping[str, np.ndarray]:

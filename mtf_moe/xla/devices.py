@@ -1,14 +1,42 @@
 """Runs a program on the devices that JAX sees. It imports no TensorFlow."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+import math
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
 from mtf_moe.xla import folder
 from mtf_moe.xla.folder import Manifest
 from mtf_moe.xla.sharded_step import ShardedStep
+
+
+def of_mesh(mesh: Mapping[str, int], devices: Sequence | None = None
+            ) -> list[jax.Device]:
+  """The devices of a mesh, one for each core.
+
+  Args:
+    mesh: the sizes of its axes, by name.
+    devices: jax.Devices; None for all that JAX sees.
+
+  Returns:
+    the devices
+
+  Raises:
+    ValueError: if there are more or fewer.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  cores = math.prod(mesh.values())
+  if len(devices) != cores:
+    shape = ",".join(f"{axis}:{size}" for axis, size in mesh.items())
+    raise ValueError(
+        f"run.mesh_shape = {shape!r} has {cores} cores, and JAX sees "
+        f"{len(devices)} devices of the platform {devices[0].platform!r}: it "
+        "takes a device for each core. Use another mesh, or run where there "
+        "are as many.")
+  return devices
 
 
 class OnDevices:
@@ -32,16 +60,8 @@ class OnDevices:
       ValueError: if there are more or fewer devices.
     """
     self.manifest = manifest
-    devices = list(jax.devices() if devices is None else devices)
-    sizes = list(manifest.mesh.values())
-    if len(devices) != np.prod(sizes, dtype=int):
-      shape = ",".join(f"{axis}:{n}" for axis, n in manifest.mesh.items())
-      raise ValueError(
-          f"run.mesh_shape = {shape!r} has {np.prod(sizes, dtype=int)} cores, "
-          f"and JAX sees {len(devices)} devices of the platform "
-          f"{devices[0].platform!r}: it takes a device for each core. Export "
-          "for another mesh, or run where there are as many.")
-    self._step = ShardedStep(module, manifest, devices)
+    self._step = ShardedStep(
+        module, manifest, of_mesh(manifest.mesh, devices))
     self.mesh = self._step.mesh
     self._variables = {
         name: self.put(name, np.zeros(part.shape or (), part.dtype))
@@ -61,8 +81,7 @@ class OnDevices:
 
   def get(self) -> dict[str, np.ndarray]:
     """The values of all variables, whole, by name."""
-    return {name: np.asarray(value)
-            for name, value in self._variables.items()}
+    return {name: _whole(value) for name, value in self._variables.items()}
 
   def put(self, name: str, value) -> jax.Array:
     """An array, of which every device has its part.
@@ -83,13 +102,15 @@ class OnDevices:
     return jax.make_array_from_callback(
         value.shape, self._step.sharding(part), lambda index: value[index])
 
-  def step(self, inputs: Mapping[str, Any], update: bool = True
-           ) -> dict[str, jax.Array]:
+  def step(self, inputs: Mapping[str, Any], update: bool = True,
+           outputs: Collection[str] | None = None) -> dict[str, jax.Array]:
     """Runs the program once.
 
     Args:
       inputs: whole arrays by name, or what `put` has made of them.
       update: a boolean, whether variables and the step change.
+      outputs: names of outputs. Others are not computed; for each choice of
+        them the program is compiled once. None for all.
 
     Returns:
       the outputs, from before the update, by name
@@ -103,26 +124,27 @@ class OnDevices:
       raise ValueError(
           f"The inputs of the program are {sorted(names)}, and it was given "
           f"{sorted(inputs)}: pass all of them.")
-    given = []
-    for name, part in self.manifest.arguments.items():
-      if part.kind == "input":
-        value = inputs[name]
-        given.append(value if isinstance(value, jax.Array)
-                     else self.put(name, value))
-      elif part.kind == "step":
-        given.append(self.put(name, self.global_step))
-      elif part.kind == "core":
-        given.append(self._core_numbers(part))
-      else:
-        given.append(self._variables[name] if update
-                     else self._variables[name].copy())
-    results = dict(zip(self.manifest.results, self._step(*given)))
-    if update:
-      for name, result in self.manifest.updates().items():
-        self._variables[name] = results[result]
-      self.global_step += 1
-    return {name: results[name] for name, part in self.manifest.results.items()
-            if part.kind == "output"}
+    updates = self.manifest.updates() if update else {}
+    wanted = [name for name, part in self.manifest.results.items()
+              if part.kind == "output" and (outputs is None or name in outputs)]
+    results = self._step(
+        [self._argument(name, part, inputs)
+         for name, part in self.manifest.arguments.items()],
+        [*wanted, *updates.values()])
+    for name, result in zip(updates, results[len(wanted):]):
+      self._variables[name] = result
+    self.global_step += update
+    return dict(zip(wanted, results))
+
+  def _argument(self, name, part, inputs):
+    if part.kind == "input":
+      value = inputs[name]
+      return value if isinstance(value, jax.Array) else self.put(name, value)
+    if part.kind == "step":
+      return self.put(name, self.global_step)
+    if part.kind == "core":
+      return self._core_numbers(part)
+    return self._variables[name]
 
   def lower(self):
     """The step as jax.stages.Lowered, to be looked at and compiled."""
@@ -132,6 +154,14 @@ class OnDevices:
     numbers = np.arange(self.mesh.size, dtype=np.int32)
     return jax.make_array_from_callback(
         numbers.shape, self._step.sharding(part), lambda index: numbers[index])
+
+
+def _whole(value):
+  """An array as one of NumPy; all processes ask for it together."""
+  if value.is_fully_addressable or value.is_fully_replicated:
+    # A copy: on a CPU it might else be what the next step gives away.
+    return np.array(value)
+  return np.asarray(multihost_utils.process_allgather(value, tiled=True))
 
 
 def load(directory: str, devices=None) -> OnDevices:

@@ -36,27 +36,50 @@ class ShardedStep:
     self.mesh = Mesh(
         np.array(devices).reshape(list(manifest.mesh.values())),
         tuple(manifest.mesh))
-    self._jitted = jax.jit(
-        self._sharded(jax_export.deserialize(bytearray(module)),
-                      devices[0].platform),
-        donate_argnums=[number for number, (name, part) in enumerate(
-            manifest.arguments.items()) if name in manifest.updates()])
+    self._whole = self._sharded(
+        jax_export.deserialize(bytearray(module)), devices[0].platform)
+    self._jitted = {}  # By the results that are wanted.
 
-  def __call__(self, *arguments):
-    """Runs it: from all arguments to all results, in the manifest's order."""
-    return self._jitted(*arguments)
+  def __call__(self, arguments: Sequence[jax.Array], wanted: Sequence[str]
+               ) -> list[jax.Array]:
+    """Runs it, and computes nothing that the results do not need.
+
+    Args:
+      arguments: all of them, in the manifest's order. Those of variables that
+        it changes are given away.
+      wanted: names of results.
+
+    Returns:
+      the results
+    """
+    return self._of(tuple(wanted))(*arguments)
 
   def sharding(self, part: Part) -> NamedSharding:
     """How an argument or a result lies on the devices."""
     return NamedSharding(self.mesh, self._spec(part))
 
   def lower(self) -> jax.stages.Lowered:
-    """The step, to be looked at and compiled."""
-    return self._jitted.lower(*[
+    """The whole step, to be looked at and compiled."""
+    return self._of(tuple(self._manifest.results)).lower(*[
         jax.ShapeDtypeStruct(
             (self.mesh.size,) if part.kind == "core" else (part.shape or ()),
             part.dtype, sharding=self.sharding(part))
         for part in self._manifest.arguments.values()])
+
+  def _of(self, wanted):
+    """The compiled function of some results."""
+    if wanted not in self._jitted:
+      names, updates = [*self._manifest.results], self._manifest.updates()
+      places = [names.index(name) for name in wanted]
+
+      def results(*arguments):
+        everything = self._whole(*arguments)
+        return [everything[place] for place in places]
+
+      self._jitted[wanted] = jax.jit(results, donate_argnums=[
+          number for number, name in enumerate(self._manifest.arguments)
+          if updates.get(name) in wanted])
+    return self._jitted[wanted]
 
   def _sharded(self, exported, platform):
     arguments = self._manifest.arguments.values()

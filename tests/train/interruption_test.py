@@ -23,9 +23,12 @@ def directory(tmp_path):
 
 
 def start(directory, *bindings, **kwargs):
+  return start_arguments(program.program(directory, *bindings, **kwargs))
+
+
+def start_arguments(arguments):
   return subprocess.Popen(
-      **program.program(directory, *bindings, **kwargs), text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+      **arguments, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def wait_for(condition, process):

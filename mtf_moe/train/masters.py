@@ -1,0 +1,78 @@
+"""The variables of a run as its checkpoints have them, without a mesh."""
+
+from collections.abc import Mapping
+import concurrent.futures
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+NAME = "model.ckpt"
+
+
+class Masters:
+  """Writes checkpoints as an Estimator does, beside the steps.
+
+  A checkpoint is written in a thread, in which what goes wrong comes up when
+  the next one is written, or in `wait`. A context manager.
+  """
+
+  def __init__(self, graph: tf.Graph, model_dir: str, keep_max: int | None):
+    """Prepares it.
+
+    Args:
+      graph: has all variables of training: `ConfiguredModel.training_graph`.
+      model_dir: where to write; checkpoints that TensorFlow has on account
+        there are counted.
+      keep_max: how many checkpoints to keep; None for all.
+    """
+    self._path = f"{model_dir}/{NAME}"
+    with graph.as_default():
+      variables = tf.global_variables()
+      self._given = {
+          v.op.name: tf.placeholder(v.dtype.base_dtype, v.shape)
+          for v in variables}
+      self._assign = tf.group(*[
+          tf.assign(v, self._given[v.op.name]) for v in variables])
+      self._saver = tf.train.Saver(
+          variables, sharded=True, max_to_keep=keep_max,
+          keep_checkpoint_every_n_hours=2, save_relative_paths=True)
+      self._session = tf.Session(
+          graph=graph, config=tf.ConfigProto(device_count={"GPU": 0}))
+    state = tf.train.get_checkpoint_state(model_dir)
+    if state is not None:
+      self._saver.recover_last_checkpoints(state.all_model_checkpoint_paths)
+    self._thread = concurrent.futures.ThreadPoolExecutor(1)
+    self._writing = None
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused_error):
+    self._thread.shutdown()
+    self._session.close()
+
+  def save(self, step: int, values: Mapping[str, np.ndarray]):
+    """Begins to write a checkpoint, when the one before is written.
+
+    Args:
+      step: its number.
+      values: the whole arrays of all variables, by name. They are not to be
+        changed any more.
+    """
+    self.wait()
+    self._writing = self._thread.submit(self._write, step, values)
+
+  def wait(self):
+    """Waits until everything is written."""
+    if self._writing is not None:
+      writing, self._writing = self._writing, None
+      writing.result()
+
+  def _write(self, step, values):
+    with self._session.graph.as_default():
+      self._session.run(self._assign, {
+          placeholder: np.asarray(
+              values[name], placeholder.dtype.as_numpy_dtype)
+          for name, placeholder in self._given.items()})
+      self._saver.save(
+          self._session, self._path, global_step=step, write_meta_graph=False)
