@@ -1,18 +1,14 @@
 """Runs a program on the devices that JAX sees. It imports no TensorFlow."""
 
 from collections.abc import Mapping
-import dataclasses
 from typing import Any
 
 import jax
-from jax import export as jax_export
-from jax.sharding import Mesh
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
 import numpy as np
 
 from mtf_moe.xla import folder
 from mtf_moe.xla.folder import Manifest
+from mtf_moe.xla.sharded_step import ShardedStep
 
 
 class OnDevices:
@@ -45,12 +41,8 @@ class OnDevices:
           f"and JAX sees {len(devices)} devices of the platform "
           f"{devices[0].platform!r}: it takes a device for each core. Export "
           "for another mesh, or run where there are as many.")
-    self.mesh = Mesh(np.array(devices).reshape(sizes), tuple(manifest.mesh))
-    self._step = jax.jit(
-        self._sharded(jax_export.deserialize(bytearray(module)),
-                      devices[0].platform),
-        donate_argnums=[number for number, (name, part) in enumerate(
-            manifest.arguments.items()) if name in manifest.updates()])
+    self._step = ShardedStep(module, manifest, devices)
+    self.mesh = self._step.mesh
     self._variables = {
         name: self.put(name, np.zeros(part.shape or (), part.dtype))
         for name, part in manifest.arguments.items() if part.kind == "variable"}
@@ -89,8 +81,7 @@ class OnDevices:
           f"{name!r} has the shape {list(part.shape or ())}, and was given an "
           f"array of {list(value.shape)}: pass the whole tensor.")
     return jax.make_array_from_callback(
-        value.shape, NamedSharding(self.mesh, _spec(part)),
-        lambda index: value[index])
+        value.shape, self._step.sharding(part), lambda index: value[index])
 
   def step(self, inputs: Mapping[str, Any], update: bool = True
            ) -> dict[str, jax.Array]:
@@ -121,7 +112,7 @@ class OnDevices:
       elif part.kind == "step":
         given.append(self.put(name, self.global_step))
       elif part.kind == "core":
-        given.append(self._core_numbers())
+        given.append(self._core_numbers(part))
       else:
         given.append(self._variables[name] if update
                      else self._variables[name].copy())
@@ -135,46 +126,12 @@ class OnDevices:
 
   def lower(self):
     """The step as jax.stages.Lowered, to be looked at and compiled."""
-    return self._step.lower(*[
-        jax.ShapeDtypeStruct(
-            self._whole_shape(part), part.dtype,
-            sharding=NamedSharding(self.mesh, self._argument_spec(part)))
-        for part in self.manifest.arguments.values()])
+    return self._step.lower()
 
-  def _sharded(self, exported, platform):
-    arguments = self.manifest.arguments.values()
-    # The module has nothing of a platform in it.
-    exported = dataclasses.replace(exported, platforms=(platform,))
-
-    def of_core(*parts):
-      return tuple(exported.call(*[
-          value[0] if part.kind == "core" else value
-          for part, value in zip(arguments, parts)]))
-
-    return jax.shard_map(
-        of_core, mesh=self.mesh, check_vma=False,
-        in_specs=tuple(map(self._argument_spec, arguments)),
-        out_specs=tuple(_spec(part)
-                        for part in self.manifest.results.values()))
-
-  def _core_numbers(self):
+  def _core_numbers(self, part):
     numbers = np.arange(self.mesh.size, dtype=np.int32)
     return jax.make_array_from_callback(
-        numbers.shape, NamedSharding(
-            self.mesh, PartitionSpec(tuple(self.manifest.mesh))),
-        lambda index: numbers[index])
-
-  def _argument_spec(self, part):
-    if part.kind == "core":  # One for each.
-      return PartitionSpec(tuple(self.manifest.mesh))
-    return _spec(part)
-
-  def _whole_shape(self, part):
-    return (self.mesh.size,) if part.kind == "core" else (part.shape or ())
-
-
-def _spec(part):
-  return PartitionSpec(*part.axes)
+        numbers.shape, self._step.sharding(part), lambda index: numbers[index])
 
 
 def load(directory: str, devices=None) -> OnDevices:

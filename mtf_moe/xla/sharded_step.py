@@ -1,0 +1,79 @@
+"""The step of a program on a mesh of devices, which may be only described."""
+
+from collections.abc import Sequence
+import dataclasses
+
+import jax
+from jax import export as jax_export
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+import numpy as np
+
+from mtf_moe.xla.folder import Manifest
+from mtf_moe.xla.folder import Part
+
+
+class ShardedStep:
+  """A function of whole arrays, of which every device has its parts.
+
+  It holds none, so that it can be lowered and compiled for devices that are not
+  there.
+
+  Attributes:
+    mesh: the jax.sharding.Mesh.
+  """
+
+  def __init__(self, module: bytes, manifest: Manifest, devices: Sequence):
+    """Prepares it.
+
+    Args:
+      module: a serialized jax.export.Exported.
+      manifest: its `Manifest`.
+      devices: as many jax.Devices as the mesh has cores, in its order.
+    """
+    self._manifest = manifest
+    self.mesh = Mesh(
+        np.array(devices).reshape(list(manifest.mesh.values())),
+        tuple(manifest.mesh))
+    self._jitted = jax.jit(
+        self._sharded(jax_export.deserialize(bytearray(module)),
+                      devices[0].platform),
+        donate_argnums=[number for number, (name, part) in enumerate(
+            manifest.arguments.items()) if name in manifest.updates()])
+
+  def __call__(self, *arguments):
+    """Runs it: from all arguments to all results, in the manifest's order."""
+    return self._jitted(*arguments)
+
+  def sharding(self, part: Part) -> NamedSharding:
+    """How an argument or a result lies on the devices."""
+    return NamedSharding(self.mesh, self._spec(part))
+
+  def lower(self) -> jax.stages.Lowered:
+    """The step, to be looked at and compiled."""
+    return self._jitted.lower(*[
+        jax.ShapeDtypeStruct(
+            (self.mesh.size,) if part.kind == "core" else (part.shape or ()),
+            part.dtype, sharding=self.sharding(part))
+        for part in self._manifest.arguments.values()])
+
+  def _sharded(self, exported, platform):
+    arguments = self._manifest.arguments.values()
+    # The module has nothing of a platform in it.
+    exported = dataclasses.replace(exported, platforms=(platform,))
+
+    def of_core(*parts):
+      return tuple(exported.call(*[
+          value[0] if part.kind == "core" else value
+          for part, value in zip(arguments, parts)]))
+
+    return jax.shard_map(
+        of_core, mesh=self.mesh, check_vma=False,
+        in_specs=tuple(map(self._spec, arguments)),
+        out_specs=tuple(map(self._spec, self._manifest.results.values())))
+
+  def _spec(self, part):
+    if part.kind == "core":  # One for each.
+      return PartitionSpec(tuple(self._manifest.mesh))
+    return PartitionSpec(*part.axes)
