@@ -18,6 +18,7 @@ from mtf_moe import levels
 from mtf_moe import mesh_split
 from mtf_moe import simd
 from mtf_moe.plan import __main__ as program
+from mtf_moe.plan import activations
 from mtf_moe.plan import costs
 from mtf_moe.plan import mixtures
 from mtf_moe.plan import planning
@@ -185,21 +186,71 @@ def test_microbatches_repeat_the_model_but_not_the_optimizer():
   assert twice.get(key, 0) < 2 * once.get(key, 1)
 
 
-def test_peak_of_activations_by_hand():
-  """x [8] makes y and z [8]; a reshape of y is no copy; x is needed last."""
+def peak_of(build, **changes):
+  """Of a graph; build takes a function that makes variables."""
   with tf.Graph().as_default():
     graph = mtf.Graph()
     mesh = mtf.Mesh(graph, "mesh")
-    model = configured()
-    shape = mtf.Shape([mtf.Dimension("rows", 8)])
-    x = mtf.zeros(mesh, shape)  # 32 bytes.
-    y = mtf.exp(x)  # 64: x and y.
-    z = mtf.exp(mtf.reshape(y, [mtf.Dimension("other", 8)]))  # 96.
-    mtf.reduce_sum(z, output_shape=[])  # x, z and 4: y is free by then.
-    mtf.exp(x)  # x and another; z is free.
+    build(lambda name, *dims: mtf.get_variable(mesh, name, mtf.Shape(dims)))
     impl = mtf.placement_mesh_impl.PlacementMeshImpl([], [], [""])
-  lowered = step.LoweredStep(model, graph, impl, [], [], {})
-  assert costs.peak_activations(lowered) == 3 * 32
+  return activations.peak(dataclasses.replace(step.LoweredStep(
+      configured(), graph, impl, [], [], [], {}), **changes))
+
+
+ROWS, COLUMNS, OTHERS = (
+    mtf.Dimension(name, size) for name, size in
+    [("rows", 8), ("columns", 4), ("others", 2)])
+
+
+def assign(variable, value):
+  mtf.assign(variable.operation, value)
+
+
+def test_peak_of_products_that_are_needed_again():
+  def build(variable):
+    v, w, u = (variable("v", ROWS, COLUMNS), variable("w", COLUMNS, OTHERS),
+               variable("u", ROWS, OTHERS))
+    a = mtf.einsum([mtf.exp(v), w], [ROWS, OTHERS])  # 64 bytes.
+    b = mtf.einsum([mtf.relu(a), w], [ROWS, COLUMNS])  # 128; relu is not held.
+    mtf.einsum([b, v], [COLUMNS])  # Nobody needs it.
+    c = mtf.reduce_sum(b, output_shape=[ROWS])  # 32; b has no reader after it.
+    assign(u, u - mtf.relu(a) * c)
+  assert peak_of(build) == 64 + 128 + 32
+
+
+def test_peak_of_what_only_products_read():
+  def build(variable):
+    v, w, u = (variable("v", ROWS, COLUMNS), variable("w", COLUMNS, OTHERS),
+               variable("u", ROWS, COLUMNS))
+    a = mtf.einsum([v, w], [ROWS, OTHERS])  # 64 bytes, 32 as bfloat16.
+    b = mtf.einsum([2.0 * a, w], [ROWS, COLUMNS])  # 128.
+    assign(u, u + b)
+  assert peak_of(build) == 32 + 128
+
+
+def test_peak_of_one_hot_tensors():
+  """Those of constants can be made at any time, those of choices are kept."""
+  def build(of_choices):
+    def graph(variable):
+      v, w = variable("v", ROWS, COLUMNS), variable("w", COLUMNS, OTHERS)
+      chosen = mtf.top_1(v, COLUMNS)[1] if of_choices else (
+          mtf.range(v.mesh, ROWS, tf.int32) // 2)  # 32 bytes, or none.
+      mask = mtf.one_hot(chosen, COLUMNS)
+      a = mtf.einsum([mask, w], [ROWS, OTHERS])  # 64.
+      b = mtf.einsum([a, mask], [COLUMNS, OTHERS])  # 32.
+      assign(w, w - b)
+    return graph
+  # a and the mask, 128 bytes, are read by products only: half as many.
+  assert peak_of(build(False)) == 32 + 32
+  assert peak_of(build(True)) == 64 + 32 + 32
+
+
+def test_microbatches_keep_sums_of_gradients():
+  mesh = mtf.Mesh(mtf.Graph(), "mesh")
+  gradient = mtf.zeros(mesh, mtf.Shape([ROWS, COLUMNS]), tf.bfloat16)
+  model = dataclasses.replace(configured(), num_microbatches=2)
+  assert peak_of(lambda variable: None, configured=model,
+                 gradients=[gradient]) == 8 * 4 * 2
 
 
 def sized(x, y, s, c, t, d, **hparams):
