@@ -186,13 +186,15 @@ def test_microbatches_repeat_the_model_but_not_the_optimizer():
   assert twice.get(key, 0) < 2 * once.get(key, 1)
 
 
-def peak_of(build, **changes):
+def peak_of(build, mesh_shape="", layout="", **changes):
   """Of a graph; build takes a function that makes variables."""
   with tf.Graph().as_default():
     graph = mtf.Graph()
     mesh = mtf.Mesh(graph, "mesh")
     build(lambda name, *dims: mtf.get_variable(mesh, name, mtf.Shape(dims)))
-    impl = mtf.placement_mesh_impl.PlacementMeshImpl([], [], [""])
+    mesh_shape = mtf.convert_to_shape(mesh_shape)
+    impl = mtf.placement_mesh_impl.PlacementMeshImpl(
+        mesh_shape, mtf.convert_to_layout_rules(layout), [""] * mesh_shape.size)
   return activations.peak(dataclasses.replace(step.LoweredStep(
       configured(), graph, impl, [], [], [], {}), **changes))
 
@@ -212,7 +214,7 @@ def test_peak_of_products_that_are_needed_again():
                variable("u", ROWS, OTHERS))
     a = mtf.einsum([mtf.exp(v), w], [ROWS, OTHERS])  # 64 bytes.
     b = mtf.einsum([mtf.relu(a), w], [ROWS, COLUMNS])  # 128; relu is not held.
-    mtf.einsum([b, v], [COLUMNS])  # Nobody needs it.
+    mtf.einsum([a, w], [ROWS, COLUMNS])  # Nobody needs it.
     c = mtf.reduce_sum(b, output_shape=[ROWS])  # 32; b has no reader after it.
     assign(u, u - mtf.relu(a) * c)
   assert peak_of(build) == 64 + 128 + 32
@@ -226,6 +228,29 @@ def test_peak_of_what_only_products_read():
     b = mtf.einsum([2.0 * a, w], [ROWS, COLUMNS])  # 128.
     assign(u, u + b)
   assert peak_of(build) == 32 + 128
+
+
+def test_peak_of_products_that_sum_nothing():
+  def build(variable):
+    v, w, u = (variable("v", ROWS, COLUMNS), variable("w", COLUMNS, OTHERS),
+               variable("u", ROWS))
+    a = mtf.einsum([v, w], [ROWS, OTHERS])  # 64 bytes.
+    b = mtf.einsum([a, v], [ROWS, COLUMNS, OTHERS])  # Not held.
+    assign(u, mtf.reduce_sum(b, output_shape=[ROWS]))  # 32.
+  assert peak_of(build) == 64 + 32
+
+
+@pytest.mark.parametrize("rows, columns, held", [
+    ("rows", "renamed", 0), ("unsplit", "split", 64)])
+def test_peak_of_reshapes(rows, columns, held):
+  """One between cores has a result, of 8 * 4 / 2 numbers on one of two."""
+  def build(variable):
+    v, u = variable("v", ROWS, COLUMNS), variable("u")
+    a = mtf.cumsum(v, COLUMNS)  # 64.
+    b = mtf.reshape(a, [mtf.Dimension(rows, 8), mtf.Dimension(columns, 4)])
+    assign(u, u + mtf.reduce_sum(mtf.exp(b)))  # The sum is another 4.
+  peak = peak_of(build, "m:2", "rows:m;split:m")
+  assert peak == (64 + held if held else 64 + 4)
 
 
 def test_peak_of_one_hot_tensors():
