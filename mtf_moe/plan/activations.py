@@ -15,6 +15,7 @@ It goes by these rules, which the TPU's compiler was seen to follow:
 
 import collections
 from collections.abc import Iterator
+import itertools
 import math
 
 import mesh_tensorflow as mtf
@@ -39,15 +40,12 @@ def peak(step: step_lib.LoweredStep) -> int:
   Returns:
     an integer
   """
-  lives = list(_Lives(step.graph, step.mesh_impl).all())
-  ends = collections.defaultdict(int)
-  held = most = 0
-  for start, end, size in lives:
-    for past in [past for past in ends if past < start]:
-      held -= ends.pop(past)
-    held += size
-    ends[end] += size
-    most = max(most, held)
+  changes: dict[int, int] = collections.defaultdict(int)
+  for first, last, size in _Lives(step.graph, step.mesh_impl).all():
+    changes[first] += size
+    changes[last + 1] -= size
+  most = max(itertools.accumulate(
+      changes[number] for number in sorted(changes)), default=0)
   if step.configured.num_microbatches > 1:
     most += sum(_bytes(gradient, step.mesh_impl) for gradient in step.gradients)
   return most
@@ -67,7 +65,7 @@ class _Lives:
       self._trace(number, operation)
 
   def all(self) -> Iterator[tuple[int, int, int]]:
-    """Triples (first operation, last operation, bytes), the first in order."""
+    """Triples (first operation, last operation, bytes)."""
     for number, operation in enumerate(self._operations):
       for y in operation.outputs:
         if y in self._sources[y]:
@@ -76,16 +74,16 @@ class _Lives:
 
   def _trace(self, number, operation):
     read = frozenset().union(*(self._sources[x] for x in operation.inputs))
-    if not self._is_elementwise(operation, read):
+    if isinstance(operation, (mtf.Variable, mtf.ImportOperation)):
+      sources = frozenset()  # It is there anyway.
+    elif self._is_elementwise(operation, read):
+      sources = read
+    else:
+      sources = None
       for source in read:
         self._readers[source].append(number)
     for y in operation.outputs:
-      if isinstance(operation, (mtf.Variable, mtf.ImportOperation)):
-        self._sources[y] = frozenset()  # It is there anyway.
-      elif self._is_elementwise(operation, read):
-        self._sources[y] = read
-      else:
-        self._sources[y] = frozenset([y])
+      self._sources[y] = frozenset([y]) if sources is None else sources
 
   def _is_elementwise(self, operation, read):
     """Whether each element of its result is made of a few, without an exchange.

@@ -10,6 +10,8 @@ from mtf_moe.plan import compiled
 from mtf_moe.plan import costs
 from mtf_moe.plan import hlo
 from mtf_moe.plan import step
+from mtf_moe.run.configured_model import ConfiguredModel
+from tests import gin_config
 from tests.plan import plan_test
 
 GIB = 2 ** 30
@@ -114,6 +116,23 @@ def test_a_step_is_compiled(compiler, capsys):
   assert result["memory"]["arguments"] > (
       planned.variable_bytes + planned.slot_bytes)
   assert result["flops"] > 0.5 * planned.flops_per_core
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dispatch", ["einsum", "index"])
+def test_the_estimate_of_memory_is_near_the_compilers(dispatch, compiler):
+  """Within a quarter: what is said of it in docs/tpu.md."""
+  from mtf_moe.plan import compiling
+  gin_config.parse(
+      ["models/lm_small.gin", "meshes/tpu_2x2.gin", "data/bytes.gin"],
+      ["batch_size = 64", "sequence_length = 256",
+       f"MoE2D.dispatch = {dispatch!r}", "MoE2D.summaries = False",
+       "run.perplexity_eval_steps = None"])
+  model = ConfiguredModel.from_gin()
+  result = compiling.compile_for(
+      model, compiling.topology_for(model, "v5e:2x2"))
+  estimate = costs.count(step.lower(model)).memory_bytes
+  assert estimate == pytest.approx(result.memory.peak, rel=0.25)
 
 
 @pytest.mark.slow
