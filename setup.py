@@ -22,6 +22,9 @@ _REPORT = ["plotly>=6.0", "tensorboard>=2.12"]
 # JAX needs newer releases of what both use than TensorFlow allows before 2.20,
 # which Python 3.11 has here.
 _XLA = ["jax>=0.11,<0.12; python_version >= '3.12'"]
+# The TPU's compiler, of the release that JAX wants: 700 MB, so that tests do
+# without it.
+_TPU = ["jax[tpu]>=0.11,<0.12; python_version >= '3.12'"]
 
 setuptools.setup(
     name="mtf_moe",
@@ -65,6 +68,7 @@ setuptools.setup(
         "benchmark": _BENCHMARK,
         "report": _REPORT,
         "xla": _XLA,
+        "tpu": _TPU,
         "test": [
             "hypothesis>=6.100",
             "pytest>=8.0",

@@ -4,9 +4,7 @@ import collections
 import dataclasses
 import re
 
-import mesh_tensorflow as mtf
-
-from mtf_moe import operations
+from mtf_moe.plan import activations
 from mtf_moe.plan import step as step_lib
 
 # "decoder/block_003/layer_001/MoE2D/..." is part of "decoder/block_003".
@@ -45,7 +43,7 @@ class Costs:
     variable_bytes: of the model's variables, on one core.
     slot_bytes: of the optimizer's, on one core.
     activation_bytes: an estimate of the most that is held at one time on one
-      core beside them, see `peak_activations`.
+      core beside them, see `activations`.
     traffic: what cores exchange.
   """
 
@@ -112,7 +110,7 @@ def count(step: step_lib.LoweredStep) -> Costs:
       flops=2 * products,
       variable_bytes=_bytes_on_a_core(step.model_variables, impl),
       slot_bytes=_bytes_on_a_core(step.slot_variables, impl),
-      activation_bytes=peak_activations(step),
+      activation_bytes=activations.peak(step),
       traffic=_traffic(impl.collectives, repeats))
 
 
@@ -137,43 +135,3 @@ def _traffic(collectives, repeats):
     counts[key] += repeats[one.mark]
     sizes[key] += repeats[one.mark] * one.bytes
   return [Traffic(*key, counts[key], sizes[key]) for key in sorted(counts)]
-
-
-def peak_activations(step: step_lib.LoweredStep) -> int:
-  """The most bytes that one core holds at a time, beside variables: estimated.
-
-  Operations run in the order in which they were built; a result is held until
-  its last use; a reshape is no copy. A compiler fuses some operations, so that
-  their results never exist, and reorders others: take it for the order of
-  magnitude.
-
-  Args:
-    step: a `LoweredStep`.
-
-  Returns:
-    an integer
-  """
-  impl = step.mesh_impl
-  held_by = {}  # A Tensor, or the one that it is a reshape of.
-  last_use = {}
-  for number, op in enumerate(step.graph.operations):
-    for x in op.inputs:
-      last_use[held_by.get(x, x)] = number
-    for y in op.outputs:
-      source = op.inputs[0] if isinstance(
-          op, (mtf.ReshapeOperation, operations.Tie)) else None
-      same = source is not None and (
-          impl.slice_size(source.shape) == impl.slice_size(y.shape))
-      held_by[y] = held_by.get(source, source) if same else y
-      last_use.setdefault(held_by[y], number)
-  freed = collections.defaultdict(int)
-  held = peak = 0
-  for number, op in enumerate(step.graph.operations):
-    for y in op.outputs:
-      if held_by[y] is y and not isinstance(op, mtf.Variable):
-        size = impl.slice_size(y.shape) * y.dtype.size
-        held += size
-        freed[last_use[y]] += size
-    peak = max(peak, held)
-    held -= freed.pop(number, 0)
-  return peak

@@ -3,10 +3,10 @@
 import dataclasses
 import itertools
 
-import tabulate
-
+from mtf_moe.plan import compiled as compiled_lib
 from mtf_moe.plan import costs as costs_lib
 from mtf_moe.plan import mixtures as mixtures_lib
+from mtf_moe.plan import tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Plan:
     layout_rules: likewise.
     costs: the `Costs` of a training step.
     mixtures: the `Mixture`s of the model.
-    findings: what the linter says, a list of sentences.
+    findings: what the linter says, a list of sentences, and the compiler.
+    compiled: what the compiler says, where it was asked.
   """
 
   mesh_shape: str
@@ -26,6 +27,13 @@ class Plan:
   costs: costs_lib.Costs
   mixtures: list[mixtures_lib.Mixture]
   findings: list[str]
+  compiled: compiled_lib.Compiled | compiled_lib.Refused | None = None
+
+  def with_compiled(
+      self, compiled: compiled_lib.Compiled | compiled_lib.Refused) -> "Plan":
+    """The plan, and what the compiler says."""
+    return dataclasses.replace(
+        self, findings=self.findings + compiled.findings(), compiled=compiled)
 
   @property
   def active_parameters(self) -> float:
@@ -52,12 +60,15 @@ class Plan:
     parts = [
         f"mesh {self.mesh_shape}: {self.costs.cores} cores\n"
         f"layout {self.layout_rules}",
-        _table(self._step_rows()),
-        _table(self._memory_rows(), ["on one core", "MiB"]),
-        _table(self._traffic_rows(), ["in a training step, between cores",
-                                      "along", "times", "MiB a core"]),
-        _table(self._parameter_rows(), ["parameters of", "million"])]
+        tables.table(self._step_rows()),
+        tables.table(self._memory_rows(), ["on one core", "MiB"]),
+        tables.table(self._traffic_rows(), [
+            "in a training step, between cores", "along", "times",
+            "MiB a core"]),
+        tables.table(self._parameter_rows(), ["parameters of", "million"])]
     parts += [_mixture_text(m) for m in self.mixtures]
+    if self.compiled:
+      parts.append(self.compiled.text())
     if self.findings:
       parts.append("\n".join(f"warning: {f}" for f in self.findings))
     return "\n\n".join(parts)
@@ -76,13 +87,13 @@ class Plan:
 
   def _memory_rows(self):
     costs = self.costs
-    return [["variables", _mib(costs.variable_bytes)],
-            ["slots of the optimizer", _mib(costs.slot_bytes)],
-            ["activations at their peak, roughly estimated (in the order of "
-             "building, nothing fused)", _mib(costs.activation_bytes)]]
+    return [["variables", tables.mib(costs.variable_bytes)],
+            ["slots of the optimizer", tables.mib(costs.slot_bytes)],
+            ["activations at their peak, estimated",
+             tables.mib(costs.activation_bytes)]]
 
   def _traffic_rows(self):
-    return [[t.kind, ", ".join(t.axes), t.count, _mib(t.bytes)]
+    return [[t.kind, ", ".join(t.axes), t.count, tables.mib(t.bytes)]
             for t in self.costs.traffic] or [["nothing", "", "", ""]]
 
   def _parameter_rows(self):
@@ -105,21 +116,12 @@ def _mixture_text(mixture):
   return "\n".join([
       f"mixture in {first}" + (
           f" and {len(others)} more layers" if others else ""),
-      _table(rows, ["level", "router", "groups", "tokens in one", "experts",
-                    "slots each", "factor asked for", "in effect"]),
+      tables.table(rows, [
+          "level", "router", "groups", "tokens in one", "experts",
+          "slots each", "factor asked for", "in effect"]),
       f"if balanced: a token reaches {balanced.experts_per_token:.2f} experts "
       f"on average, {balanced.lost_tokens:.1%} of them reach none; "
       f"{balanced.empty_slots:.1%} of experts' slots stay empty",
       f"experts compute {mixture.slots_per_token:.3g} slots for each token in "
       f"training, and {mixture.slots_per_token_in_use:.3g} in scoring, "
       "decoding and export (dropless_inference)"])
-
-
-def _table(rows, headers=()):
-  return tabulate.tabulate(
-      rows, headers, tablefmt="simple" if headers else "plain",
-      disable_numparse=True)
-
-
-def _mib(size):
-  return f"{size / 2 ** 20:,.1f}"

@@ -23,6 +23,7 @@ class LoweredStep:
     mesh_impl: the `OneCoreMeshImpl`, with the collectives.
     model_variables: the variables of the model.
     slot_variables: those of the optimizer.
+    gradients: of the loss, for the variables that are trained.
     counters: pairs (name, number over all cores), by the part of the step:
       `MODEL` is forward and backward of one microbatch, `OPTIMIZER` the rest,
       with the all-reduces of gradients, which mtf puts off until then.
@@ -33,6 +34,7 @@ class LoweredStep:
   mesh_impl: one_core.OneCoreMeshImpl
   model_variables: list[mtf.Variable]
   slot_variables: list[mtf.Variable]
+  gradients: list[mtf.Tensor]
   counters: dict[str, list[tuple[str, int]]]
 
 
@@ -63,7 +65,7 @@ def lower(configured: ConfiguredModel) -> LoweredStep:
     lowering = mtf.Lowering(
         graph, {mesh: impl}, autostack=configured.run.get("autostack", True))
   return LoweredStep(configured, graph, impl, model_variables, slot_variables,
-                     _by_part(lowering.counters))
+                     gradients, _by_part(lowering.counters))
 
 
 def _by_part(counters):

@@ -185,23 +185,6 @@ def test_microbatches_repeat_the_model_but_not_the_optimizer():
   assert twice.get(key, 0) < 2 * once.get(key, 1)
 
 
-def test_peak_of_activations_by_hand():
-  """x [8] makes y and z [8]; a reshape of y is no copy; x is needed last."""
-  with tf.Graph().as_default():
-    graph = mtf.Graph()
-    mesh = mtf.Mesh(graph, "mesh")
-    model = configured()
-    shape = mtf.Shape([mtf.Dimension("rows", 8)])
-    x = mtf.zeros(mesh, shape)  # 32 bytes.
-    y = mtf.exp(x)  # 64: x and y.
-    z = mtf.exp(mtf.reshape(y, [mtf.Dimension("other", 8)]))  # 96.
-    mtf.reduce_sum(z, output_shape=[])  # x, z and 4: y is free by then.
-    mtf.exp(x)  # x and another; z is free.
-    impl = mtf.placement_mesh_impl.PlacementMeshImpl([], [], [""])
-  lowered = step.LoweredStep(model, graph, impl, [], [], {})
-  assert costs.peak_activations(lowered) == 3 * 32
-
-
 def sized(x, y, s, c, t, d, **hparams):
   """(levels, hparams) of two levels of these sizes."""
   hparams = mtf_moe.MoeHparams(moe_num_experts=(x, y), **hparams)
