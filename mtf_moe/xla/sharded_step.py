@@ -38,7 +38,8 @@ class ShardedStep:
         tuple(manifest.mesh))
     self._whole = self._sharded(
         jax_export.deserialize(bytearray(module)), devices[0].platform)
-    self._jitted = {}  # By the results that are wanted.
+    # By the results that are wanted.
+    self._jitted: dict[tuple[str, ...], jax.stages.Wrapped] = {}
 
   def __call__(self, arguments: Sequence[jax.Array], wanted: Sequence[str]
                ) -> list[jax.Array]:

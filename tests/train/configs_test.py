@@ -74,14 +74,15 @@ def test_models(file, text):
 
 @pytest.mark.parametrize("file", files_of("meshes"))
 def test_meshes(file, text):
-  size = re.search(r"_(\d+)", file)
-  if not size:
+  sizes = re.search(r"_(\d+)(?:x(\d+))?", file)
+  if not sizes:
     return gin_config.parse([file])  # What others share.
-  size = int(size.group(1))
+  outer, batch = int(sizes[1]), int(sizes[2] or sizes[1])
   check([MODEL, file, DATA], text,
-        f"MoE2D.expert_x = {max(size, 2)}", f"MoE2D.expert_y = {max(size, 2)}",
-        f"batch_size = {size * size}")
-  assert gin.query_parameter("run.mesh_shape") == f"outer:{size},batch:{size}"
+        f"MoE2D.expert_x = {max(batch, 2)}",
+        f"MoE2D.expert_y = {max(outer, 2)}", f"batch_size = {outer * batch}")
+  assert gin.query_parameter("run.mesh_shape") == (
+      f"outer:{outer},batch:{batch}")
 
 
 @pytest.mark.parametrize("file", files_of("data"))
