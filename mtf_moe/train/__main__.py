@@ -165,10 +165,13 @@ def _run():
       evaluation.evaluate(run)
     else:
       run()
+    processes.left()
   except training.Stopped as stopped:
+    processes.left()
     console.say("the same command goes on from here")
     sys.exit(128 + stopped.signal)  # As a shell has it.
-  except health.LossNotFinite as error:
+  except health.LossNotFinite as error:  # In all processes.
+    processes.left()
     console.fail(error.message)
     sys.exit(1)
   except (OSError, tf.errors.OpError) as error:

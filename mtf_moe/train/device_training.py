@@ -17,7 +17,6 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe.run import console
 from mtf_moe.run.configured_model import ConfiguredModel
-from mtf_moe.train import health
 from mtf_moe.train import init_checkpoint
 from mtf_moe.train import processes
 from mtf_moe.train import records as records_lib
@@ -101,27 +100,21 @@ class DeviceTraining:
       try:
         loop.run(batches, max_steps,
                  self._estimator.config.save_checkpoints_steps)
-        if masters is not None:
-          masters.wait()
       except jax.errors.JaxRuntimeError:
         processes.wait_for_news()
         raise
-      except health.LossNotFinite:  # In all processes.
-        processes.left()
-        raise
-      processes.left()
+      if masters is not None:
+        masters.wait()
 
   def _first_values(self, configured, built, latest):
     """The values of all variables at the beginning, by name.
 
     Of other processes than the first, only the shapes are right.
     """
+    if latest is not None and processes.is_first():
+      return _read(latest, {name: name for name in built.variables})
     values = dict(configured_lib.initial_values(built))
-    if not processes.is_first():
-      return values
-    if latest is not None:
-      return _read(latest, {name: name for name in values})
-    if self._begins_from is not None:
+    if self._begins_from is not None and processes.is_first():
       values |= _read(self._begins_from, init_checkpoint.sources(
           configured, self._begins_from))
     return values
@@ -172,7 +165,7 @@ class _Loop:
       earlier, vote = vote, processes.Vote(supervisor.stops)
       if save_steps and self._step - saved >= save_steps:
         saved = self.save()
-    if self._step != saved or self._running:
+    if self._step != saved:
       self.save()
 
   def save(self) -> int:
