@@ -133,3 +133,24 @@ def test_an_evaluation_changes_nothing(exported):
   for name, value in program.get().items():
     np.testing.assert_array_equal(value, before[name])
   np.testing.assert_array_equal(np.asarray(program.step(feeds)["loss"]), first)
+
+
+def test_what_is_not_asked_for_is_not_computed(exported):
+  directory, _, feeds = exported
+  whole, part = (
+      devices.load(str(directory), jax.devices()[:4]) for _ in range(2))
+  everything = whole.step(feeds)
+  assert len(everything) > 1
+  loss, = part.step(feeds, outputs=["loss"]).values()
+  np.testing.assert_array_equal(np.asarray(loss), np.asarray(
+      everything["loss"]))
+  for name, value in part.get().items():
+    np.testing.assert_array_equal(value, whole.get()[name])
+
+  def products(results):
+    step = part._step._of(tuple(results))
+    arguments = [part._argument(name, argument, feeds)
+                 for name, argument in part.manifest.arguments.items()]
+    return step.lower(*arguments).compile().cost_analysis()["flops"]
+
+  assert products(["loss"]) < products(part.manifest.results)
