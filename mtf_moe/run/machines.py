@@ -20,7 +20,7 @@ def check_only_one():
   text = os.environ.get(_VARIABLE)
   if text is None:
     return
-  remedy = (f"mtf_moe.train runs on one machine, with --tpu for a TPU's: unset "
+  remedy = (f"mtf_moe.train works with others by --tpu or --coordinator: unset "
             f"{_VARIABLE}.")
   shown = text if len(text) <= 200 else text[:200] + "..."
   try:

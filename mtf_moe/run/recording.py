@@ -1,6 +1,6 @@
 """What mixtures record, written to event files by any training with Estimators.
 
-On a TPU there are other means, which mtf has:
+On TensorFlow's TPUs there are other means, which mtf has:
 tpu_estimator_model_fn.tpu_summaries = True.
 """
 

@@ -93,10 +93,15 @@ def main(argv):
     configured = preflight.check_configuration(FLAGS.model_dir)
     if run_mode.get() == "train":
       runtimes.prepare(
-          configured.mesh_shape, FLAGS.tpu,
+          configured, FLAGS.tpu,
           (FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id))
-      processes.check_same(made_with.MadeWith.configured(configured).flat())
-    preflight.warn_of_wrong_products(FLAGS.tpu)
+      processes.check_same(runtimes.settings(configured))
+    elif FLAGS.coordinator is not None:
+      raise ValueError(
+          f"--coordinator={FLAGS.coordinator} is for training, and run.mode = "
+          f"{run_mode.get()!r}: leave it out.")
+    if run_mode.get() != "train" or runtimes.get() != runtimes.XLA:
+      preflight.warn_of_wrong_products(FLAGS.tpu)
     with mistakes.told(_PROGRAM):  # Not in the log of the runs before it.
       _enter_model_directory(stack, FLAGS.model_dir, configured)
     stack.enter_context(patches.graphs_as_built())
@@ -165,13 +170,14 @@ def _run():
       evaluation.evaluate(run)
     else:
       run()
-    processes.left()
+    processes.left(0)
   except training.Stopped as stopped:
-    processes.left()
+    status = 128 + stopped.signal  # As a shell has it.
+    processes.left(status)
     console.say("the same command goes on from here")
-    sys.exit(128 + stopped.signal)  # As a shell has it.
+    sys.exit(status)
   except health.LossNotFinite as error:  # In all processes.
-    processes.left()
+    processes.left(1)
     console.fail(error.message)
     sys.exit(1)
   except (OSError, tf.errors.OpError) as error:

@@ -8,6 +8,7 @@ the other has written.
 from collections.abc import Callable, Mapping
 import contextlib
 import functools
+import math
 import time
 
 import gin
@@ -20,6 +21,7 @@ from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import init_checkpoint
 from mtf_moe.train import processes
 from mtf_moe.train import records as records_lib
+from mtf_moe.train import runtimes
 from mtf_moe.train.batches import Batches
 from mtf_moe.train.masters import Masters
 from mtf_moe.train.supervision import Step
@@ -72,11 +74,11 @@ class DeviceTraining:
       hooks: none.
 
     Raises:
-      ValueError: if something is asked for that only an Estimator does.
       health.LossNotFinite: if the loss became NaN or infinite.
     """
+    assert not hooks  # See runtimes.check.
+    console.say(runtimes.described())
     configured = ConfiguredModel.from_gin()
-    _check(configured, hooks)
     latest = self.latest_checkpoint()
     with contextlib.ExitStack() as stack:
       batches = stack.enter_context(
@@ -94,6 +96,7 @@ class DeviceTraining:
             configured.training_graph, self._estimator.model_dir,
             configured.run.get("keep_checkpoint_max")))
         self._begin_event_files(on_devices.global_step)
+        stack.callback(tf.summary.FileWriterCache.clear)
       loop = _Loop(on_devices, values, masters, self._supervisor)
       if latest is None:
         loop.save()
@@ -155,24 +158,29 @@ class _Loop:
     supervisor, first = self._supervisor, self._step
     supervisor.begin(first)
     saved = first
-    earlier = vote = processes.Vote(False)
-    # The vote before the last one, so that nothing waits for the last step.
-    while self._step < max_steps and not earlier.result():
+    votes = [processes.Vote(supervisor.wish)] * 2
+    # Of several processes, the vote before the last one, so that nothing waits
+    # for the last step.
+    decided = int(processes.are_several())
+    while self._step < max_steps and not votes[decided].result():
       due = supervisor.recorder.is_due(self._step + 1)
       outputs = self._on_devices.step(
           batches.next(self._put), outputs=None if due else self._always)
       self._observe((self._step, outputs, due))
-      earlier, vote = vote, processes.Vote(supervisor.stops)
+      votes = [processes.Vote(supervisor.wish), votes[0]]
       if save_steps and self._step - saved >= save_steps:
         saved = self.save()
+    if self._step < max_steps:
+      supervisor.follow(votes[decided].result())
     if self._step != saved:
       self.save()
 
   def save(self) -> int:
     """Begins to write a checkpoint, if the last step was good."""
     self._observe(None)
-    self._values |= self._on_devices.get()
+    values = self._on_devices.get()  # All processes have a part in that.
     if self._masters is not None:
+      self._values |= values
       self._masters.save(self._step, {
           **self._values, "global_step": np.int64(self._step)})
     return self._step
@@ -185,6 +193,8 @@ class _Loop:
     number, outputs, due = observed
     found = {name: float(value)
              for name, value in jax.device_get(outputs).items()}
+    if not math.isfinite(found[configured_lib.LOSS]) and self._masters:
+      self._masters.wait()  # One of them is the last good one.
     self._supervisor.observe(Step(
         number, found[configured_lib.LOSS],
         {tag: found[tag] for tag in self._signs},
@@ -208,15 +218,3 @@ def _read(path: str, sources: Mapping[str, str]) -> dict[str, np.ndarray]:
   """
   reader = tf.train.load_checkpoint(path)
   return {name: reader.get_tensor(source) for name, source in sources.items()}
-
-
-def _check(configured, hooks):
-  if hooks:
-    raise ValueError(
-        "run.checkpoint_input_pipeline = True is not for --runtime=xla: set "
-        "run.skip_seen_data = True, which goes on with the same data.")
-  if configured.run.get("ensemble_inputs"):
-    raise ValueError(
-        f"run.ensemble_inputs = {configured.run['ensemble_inputs']!r} is not "
-        "for --runtime=xla: leave it out, or train with "
-        "--runtime=tensorflow.")

@@ -166,6 +166,6 @@ class OriginWatch:
   def _why_not_watched(self):
     if self._layers is not None and not self._layers:
       return "only mixtures are watched, and the model has none"
-    return ("mixtures are watched on a mesh of this machine, without "
+    return ("mixtures are watched but on a TensorFlow TPU, without "
             "microbatches, with "
             + layer_facts.settings(self._layers, "summaries", True))

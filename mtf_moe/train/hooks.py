@@ -47,5 +47,5 @@ class SupervisorHook(tf.train.SessionRunHook):
     self._supervisor.observe(Step(
         number, float(found["loss"]), dict(zip(self._tags, found["signs"])),
         found["records"]))
-    if self._supervisor.stops:
+    if self._supervisor.wish:
       run_context.request_stop()

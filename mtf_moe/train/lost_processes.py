@@ -6,6 +6,7 @@ ends, however it ends, or is not heard of any more.
 """
 
 import os
+import secrets
 import socket
 import threading
 import time
@@ -15,6 +16,29 @@ from mtf_moe.run import console
 _SECONDS = 20  # Until a machine that is off is missed.
 _DONE = b"."
 _EXIT_CODE = 1
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def check_port(host: str, port: int):
+  """Raises ValueError unless this machine can listen on a port."""
+  try:
+    _server(host, port).close()
+  except OSError as error:
+    raise ValueError(
+        f"--coordinator: the port {port} of this machine, which is the first "
+        f"process's, cannot be used ({error.strerror}): choose another."
+    ) from None
+
+
+def _server(host, port):
+  """Listens on all addresses, but where the others are on this machine."""
+  if host in LOOPBACK and host != "::1":
+    return socket.create_server(("127.0.0.1", port))
+  if socket.has_dualstack_ipv6():
+    return socket.create_server(
+        ("::1" if host == "::1" else "", port), family=socket.AF_INET6,
+        dualstack_ipv6=host != "::1")
+  return socket.create_server(("", port))
 
 
 class Watch:
@@ -33,29 +57,40 @@ class Watch:
     self._closed = threading.Event()
     self._server = None
 
-  def address(self, host: str | None) -> list | None:
+  def address(self, host: str) -> list | None:
     """Where the first process waits for others; None in these.
 
     Args:
-      host: the name under which others reach it; None for its own.
+      host: the name under which others reach it; "" for its own.
+
+    Returns:
+      the host, the port, and what to say there
     """
     if self._index:
       return None
-    self._server = socket.create_server((host or "", 0))
-    return [host or socket.gethostname(), self._server.getsockname()[1]]
+    self._server = _server(host, 0)
+    return [host or socket.gethostname(), self._server.getsockname()[1],
+            secrets.token_hex(16)]
 
   def connect(self, address: list):
     """Connects processes, and begins to watch."""
+    host, port, password = address
+    length = len(password)
     if self._index:
-      connection = socket.create_connection(address)
-      connection.sendall(self._index.to_bytes(4, "big"))
+      connection = socket.create_connection((host, port), timeout=_SECONDS)
+      connection.sendall(password.encode() + self._index.to_bytes(4, "big"))
       self._watch(connection, 0)
       return
     with self._server:
-      for _ in range(self._number - 1):
+      self._server.settimeout(2 * _SECONDS)
+      while len(self._watched) < self._number - 1:
         connection, _ = self._server.accept()
-        self._watch(connection, int.from_bytes(
-            connection.recv(4, socket.MSG_WAITALL), "big"))
+        connection.settimeout(_SECONDS)
+        said = connection.recv(length + 4, socket.MSG_WAITALL)
+        if said[:length] == password.encode():
+          self._watch(connection, int.from_bytes(said[length:], "big"))
+        else:  # A stranger.
+          connection.close()
 
   def close(self):
     """Ends the watch, when all processes do; the first one does so last."""
@@ -66,6 +101,16 @@ class Watch:
     else:
       for _, thread in self._watched:
         thread.join(_SECONDS)
+
+  def abandon(self):
+    """Ends the watch when this process does, and others do not know yet."""
+    if self._closed.is_set():
+      return
+    self._closed.set()
+    if not self._index:
+      for connection, _ in self._watched:
+        connection.shutdown(socket.SHUT_RDWR)
+      time.sleep(2)  # So that they end before JAX's part, which is here, does.
 
   def wait(self):
     """Waits until a process that is lost is missed."""
@@ -94,5 +139,6 @@ class Watch:
       return
     console.fail(
         f"process {other} has ended, and process {self._index} ends with it. "
-        "The same commands, of all processes, go on from the last checkpoint.")
+        "If it does not say why, it was lost: the same commands, of all "
+        "processes, go on from the last checkpoint.")
     os._exit(_EXIT_CODE)  # The main thread may wait in an exchange for ever.

@@ -187,4 +187,8 @@ def reason(error: Exception) -> str:
   """Why a file was not written, in one line, as the system puts it."""
   text = getattr(error, "strerror", None) or getattr(
       error, "message", str(error))
-  return text.strip().splitlines()[0]
+  lines = text.strip().splitlines()
+  # TensorFlow has much to say before it.
+  found = [line for line in lines if any(
+      os.strerror(number) in line for number in _WRITE_FAILURES)]
+  return (found or lines)[0].strip()

@@ -5,9 +5,14 @@ all devices. The first process alone has the model directory: it tells the
 others where to begin, and writes. To stop is decided together.
 """
 
+import atexit
 import dataclasses
 import functools
 import json
+import os
+import re
+import signal
+import sys
 from typing import Any
 
 import numpy as np
@@ -52,13 +57,21 @@ def check_flags(coordinator: str | None, number: int | None, index: int | None):
           "the first one by --coordinator=host:port, too, or leave them out.")
     return
   if coordinator == AUTO:
+    if number is not None or index is not None:
+      raise ValueError(
+          f"--coordinator={AUTO} finds --num_processes and --process_id: leave "
+          "both out.")
     return
   host, _, port = coordinator.rpartition(":")
-  if not host or not port.isdigit() or number is None or index is None:
+  if (not host or not re.fullmatch("[0-9]{1,5}", port)
+      or not 0 < int(port) < 2 ** 16 or number is None or index is None):
     raise ValueError(
         f"--coordinator={coordinator} needs the form host:port, a port of the "
         "first process's machine that is free, with --num_processes and "
         "--process_id; or it is `auto`, on a cluster that JAX knows.")
+  if number < 1:
+    raise ValueError(
+        f"--num_processes={number} must be how many there are, 1 or more.")
   if not 0 <= index < number:
     raise ValueError(
         f"--process_id={index} is none of --num_processes={number}: they are "
@@ -82,15 +95,25 @@ def join(coordinator: str, number: int | None, index: int | None):
   """
   global _joined
   import jax
+  host, _, port = coordinator.rpartition(":")
+  host = host.strip("[]")
+  if index == 0:
+    lost_processes.check_port(host, int(port))
   # A process that is lost ends the others by lost_processes, with a line.
   jax.config.update("jax_enable_recoverability", True)
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  # Which takes SIGTERM away.
+  jax.config.update("jax_enable_preemption_service", False)
   given = {} if coordinator == AUTO else {
       "coordinator_address": coordinator, "num_processes": number,
       "process_id": index}
-  if given:
+  if host in lost_processes.LOOPBACK:
+    given["coordinator_bind_address"] = coordinator
+  if coordinator != AUTO:
     console.say(f"process {index}: waiting for {number} processes at "
                 f"{coordinator}")
+  # Until it is over, Python would not hear of Ctrl-C.
+  before = signal.signal(signal.SIGINT, signal.SIG_DFL)
   try:
     jax.distributed.initialize(
         **given, initialization_timeout=60 * _MINUTES_TO_JOIN)
@@ -100,11 +123,19 @@ def join(coordinator: str, number: int | None, index: int | None):
         f"other ({str(error).splitlines()[0]}). Start all of them within "
         f"{_MINUTES_TO_JOIN} minutes, with the same --coordinator and "
         "--num_processes, each with another --process_id.") from error
+  finally:
+    signal.signal(signal.SIGINT, before)
   index, number = jax.process_index(), jax.process_count()
-  host = None if coordinator == AUTO else coordinator.rpartition(":")[0]
   watch = lost_processes.Watch(index, number)
   watch.connect(_broadcast(watch.address(host)))
   _joined = Joined(number, index, watch)
+  # Before JAX ends its part, which would abort the others.
+  atexit.register(watch.abandon)
+
+
+def are_several() -> bool:
+  """Whether this process is not alone."""
+  return _joined is not None
 
 
 def is_first() -> bool:
@@ -149,7 +180,7 @@ def check_same(settings: dict[str, Any]):
                  if theirs.get(name) != settings.get(name))
   same = multihost_utils.process_allgather(np.int32(not other))
   if not same.all():
-    left()
+    left(1)
   if other:
     name = other[0]
     raise ValueError(
@@ -164,48 +195,53 @@ def check_same(settings: dict[str, Any]):
 
 
 class Vote:
-  """Whether any process wants to stop.
+  """The largest wish of all processes, a number.
 
   It is found out on the devices, after what they are at: whoever asks at once
   waits for that.
   """
 
-  def __init__(self, wish: bool):
-    self._result = wish if _joined is None else _any()(wish)
+  def __init__(self, wish: int):
+    self._result = wish if _joined is None else _largest()(wish)
 
-  def result(self) -> bool:
-    return bool(self._result)
+  def result(self) -> int:
+    return int(self._result)
 
 
 @functools.cache
-def _any():
-  """A function of a process's boolean, the same in all of them."""
+def _largest():
+  """A function of a process's number, the same in all of them."""
   import jax
   from jax.sharding import Mesh
   from jax.sharding import NamedSharding
   from jax.sharding import PartitionSpec
   mesh = Mesh(np.array(jax.devices()), ("all",))
   one_each = NamedSharding(mesh, PartitionSpec("all"))
-  found = jax.jit(jax.numpy.any, out_shardings=NamedSharding(
+  found = jax.jit(jax.numpy.max, out_shardings=NamedSharding(
       mesh, PartitionSpec()))
   return lambda wish: found(jax.make_array_from_callback(
-      (mesh.size,), one_each, lambda index: np.array([wish])))
+      (mesh.size,), one_each, lambda index: np.array([wish], np.int32)))
 
 
-def left():
-  """Ends the work of all processes together, when all are done."""
+def left(status: int):
+  """Ends the work of all processes together; called in all of them.
+
+  Args:
+    status: that with which this one will exit.
+  """
   if _joined is None:
     return
-  import jax
   from jax.experimental import multihost_utils
   multihost_utils.sync_global_devices("done")
-  # The first process, which the others are connected to, is the last to go.
-  if is_first():
-    _joined.watch.close()
-    jax.distributed.shutdown()
-  else:
-    jax.distributed.shutdown()
-    _joined.watch.close()
+  _joined.watch.close()
+  # JAX's own end may hang, or abort, where others have gone before.
+  atexit.register(_exit, status)
+
+
+def _exit(status):
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
 
 
 def wait_for_news():

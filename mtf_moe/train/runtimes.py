@@ -1,13 +1,17 @@
 """What runs the steps of training: TensorFlow, or the devices that JAX sees."""
 
+import importlib.metadata
 import importlib.util
 import os
+from typing import Any
 
-import mesh_tensorflow as mtf
+import gin
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.run import console
 from mtf_moe.run import gin_bindings
+from mtf_moe.run.configured_model import ConfiguredModel
+from mtf_moe.train import made_with
 from mtf_moe.train import processes
 
 TENSORFLOW, XLA = "tensorflow", "xla"
@@ -28,11 +32,12 @@ def get() -> str:
   return runtime
 
 
-def prepare(mesh_shape: mtf.Shape, tpu: str | None, joined=(None,) * 3):
-  """Makes the runtime ready, and sees that it can train on a mesh.
+def prepare(configured: ConfiguredModel, tpu: str | None,
+            joined=(None,) * 3):
+  """Makes the runtime ready, and sees that it can train the model.
 
   Args:
-    mesh_shape: that of the configuration.
+    configured: the configuration.
     tpu: the value of --tpu.
     joined: the values of --coordinator, --num_processes and --process_id.
 
@@ -56,25 +61,57 @@ def prepare(mesh_shape: mtf.Shape, tpu: str | None, joined=(None,) * 3):
         "--runtime=xla needs JAX, which is not installed: pip install "
         '"mtf_moe[xla]", with Python 3.12 or a later one; or train with '
         "--runtime=tensorflow.")
+  _check(configured.run)
   # Where there is no other device, a CPU is as many as the mesh has cores. On
   # one that waits for others, no step is begun before the last one is over.
   import jax
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   if _COUNT not in os.environ.get("XLA_FLAGS", ""):
-    jax.config.update(
-        "jax_num_cpu_devices", max(1, mesh_shape.size // (number or 1)))
+    cores = configured.mesh_shape.size
+    jax.config.update("jax_num_cpu_devices", max(1, cores // (number or 1)))
   tf.config.set_visible_devices([], "GPU")  # They are JAX's.
   if coordinator is not None:
     processes.join(*joined)
   from mtf_moe.xla import devices
-  found = devices.of_mesh({dim.name: dim.size for dim in mesh_shape.dims})
+  devices.of_mesh({dim.name: dim.size for dim in configured.mesh_shape.dims})
   if not jax.__version__.startswith(f"{_TESTED}."):
     console.warn(
         f"JAX {jax.__version__} is installed, and {_TESTED} is what was tested "
         "with --runtime=xla.")
-  among = f" of {processes.number()} processes" if coordinator else ""
-  console.say(f"training on {len(found)} devices ({found[0].device_kind})"
-              f"{among} with JAX {jax.__version__}")
+
+
+def settings(configured: ConfiguredModel) -> dict[str, Any]:
+  """All that processes that train together must have in common, by name."""
+  found = made_with.MadeWith.configured(configured).flat()
+  for line in gin.config_str(max_line_length=10 ** 6).splitlines():
+    name, is_binding, value = line.partition(" = ")
+    if is_binding and not name.startswith("#"):
+      found[name] = value
+  if get() == XLA:
+    found["version of JAX"] = importlib.metadata.version("jax")
+  return found
+
+
+def described() -> str:
+  """What trains, with --runtime=xla, in a line."""
+  import jax
+  found = jax.devices()
+  among = (f" of {processes.number()} processes" if processes.are_several()
+           else "")
+  return (f"training on {len(found)} devices ({found[0].device_kind}){among} "
+          f"with JAX {jax.__version__}")
+
+
+def _check(run):
+  """Sees that nothing is asked for that only an Estimator does."""
+  if run.get("checkpoint_input_pipeline"):
+    raise ValueError(
+        "run.checkpoint_input_pipeline = True is not for --runtime=xla: set "
+        "run.skip_seen_data = True, which goes on with the same data.")
+  if run.get("ensemble_inputs"):
+    raise ValueError(
+        f"run.ensemble_inputs = {run['ensemble_inputs']!r} is not for "
+        "--runtime=xla: leave it out, or train with --runtime=tensorflow.")
 
 
 _TESTED = "0.11"

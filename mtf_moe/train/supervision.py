@@ -4,7 +4,7 @@ Records, health, progress, the time limit and signals. Who runs the steps asks
 whether records are due, tells what each step was, and stops when it is told to:
 
     supervisor.begin(first_step)
-    while not supervisor.stops:
+    while not supervisor.wish:
       supervisor.observe(Step(...))
     supervisor.close()
 """
@@ -40,13 +40,16 @@ class Step:
   records: Mapping[str, float]
 
 
+GO_ON, TIME_IS_UP = 0, 1
+
+
 class Supervisor:
   """Watches a run.
 
   Attributes:
     recorder: a `Recorder`, which says when records are due.
-    stops: a boolean: no further step is wanted.
-    received: the signal that stopped training, or None.
+    wish: `GO_ON`, `TIME_IS_UP`, or the number of the signal that was received:
+      other than zero, no further step is wanted.
   """
 
   def __init__(self, model_dir: str | None, layers: Sequence[LayerFacts] | None,
@@ -62,7 +65,7 @@ class Supervisor:
       max_minutes: a number, after how many to stop; None for no limit.
     """
     self.recorder = recorder
-    self.stops = False
+    self.wish = GO_ON
     self._model_dir = model_dir
     self._progress = progress
     self._losses = health.LossWatch(layers)
@@ -75,7 +78,8 @@ class Supervisor:
 
   @property
   def received(self) -> signal.Signals | None:
-    return self._signals.received
+    """The signal that stopped training, or None."""
+    return signal.Signals(self.wish) if self.wish > TIME_IS_UP else None
 
   def begin(self, first_step: int):
     """Starts the clock, before the step after `first_step`."""
@@ -98,18 +102,21 @@ class Supervisor:
       self._progress.show_balance(step.records)
       _warn(self._starvation.observe(step.number, step.records))
     self._progress.observe(step.number, step.loss)
-    self._decide()
+    if self.wish == GO_ON:
+      if self._signals.received:
+        self.wish = int(self._signals.received)
+        console.warn(f"{self.received.name}: saving, then stopping")
+      elif time.monotonic() >= self._end:
+        self.wish = TIME_IS_UP
+        console.say("time is up")
 
-  def _decide(self):
-    """Whether a further step is wanted."""
-    if self.stops:
+  def follow(self, wish: int):
+    """Takes over what processes have decided together."""
+    if wish == GO_ON or self.wish != GO_ON:
       return
-    if self.received:
-      console.warn(f"{self.received.name}: saving, then stopping")
-      self.stops = True
-    elif time.monotonic() >= self._end:
-      console.say("time is up")
-      self.stops = True
+    self.wish = wish
+    what = self.received.name if self.received else "time is up"
+    console.warn(f"{what}, in another process: saving, then stopping")
 
   def close(self):
     """Ends it, also where training ended by an error."""

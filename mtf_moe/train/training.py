@@ -35,9 +35,10 @@ def train_model(
     runtime=runtimes.TENSORFLOW, **kwargs):
   """Trains as mesh_tensorflow's function of this name does, and more safely.
 
-  For `run.train_model_fn`. On a mesh of this machine, and on the devices that
-  JAX sees, the same configuration comes to the same weights, bit for bit, in
-  one run or in several, if the data does (run.skip_seen_data = True).
+  For `run.train_model_fn`. On a mesh of this machine, the same configuration
+  comes to the same weights, bit for bit, in one run or in several, if the data
+  does (run.skip_seen_data = True). So it does on the devices that JAX sees, to
+  others: rounding and random numbers differ.
 
   Args:
     estimator: a TPUEstimator.
@@ -47,7 +48,7 @@ def train_model(
     train_dataset_fn: a function that returns a tf.data.Dataset.
     train_steps: an integer, the step to stop at.
     ensemble_inputs: an optional integer.
-    seed: an integer, for all that is random on a mesh of this machine: initial
+    seed: an integer, for all that is random, but on a TensorFlow TPU: initial
       values, dropout, the second choices that a policy draws.
     max_minutes: an optional float: stop after so many minutes of training,
       with a checkpoint, even if steps are left.

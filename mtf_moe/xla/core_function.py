@@ -186,7 +186,7 @@ class _Cutting:
     """The name of the variable that an operation reads or assigns."""
     handle = node if node.op == "VariableV2" else (
         self._nodes[graphs.node_name(node.input[0])])
-    if handle.op == graphs.INPUT:
+    while handle.op in (graphs.INPUT, "Enter"):  # Of the cores, of loops.
       handle = self._nodes[graphs.node_name(handle.input[0])]
     if handle.name == STEP:
       return STEP

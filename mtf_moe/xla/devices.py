@@ -25,9 +25,15 @@ def of_mesh(mesh: Mapping[str, int], devices: Sequence | None = None
     the devices
 
   Raises:
-    ValueError: if there are more or fewer.
+    ValueError: if there are none, or more or fewer.
   """
-  devices = list(jax.devices() if devices is None else devices)
+  try:
+    devices = list(jax.devices() if devices is None else devices)
+  except (RuntimeError, AssertionError) as error:  # JAX has both.
+    raise ValueError(
+        f"JAX finds no device ({type(error).__name__}: {error}): look at "
+        "JAX_PLATFORMS, and install JAX for the devices of this machine."
+    ) from None
   cores = math.prod(mesh.values())
   if len(devices) != cores:
     shape = ",".join(f"{axis}:{size}" for axis, size in mesh.items())

@@ -11,7 +11,6 @@ import tensorflow.compat.v1 as tf
 pytest.importorskip("jax")
 
 from mtf_moe.run.configured_model import ConfiguredModel
-from mtf_moe.train import device_training
 from mtf_moe.train import runtimes
 from tests import gin_config
 from tests.train import divergence_test
@@ -104,8 +103,10 @@ def test_it_begins_from_another_run(begun, tmp_path):
 def test_a_stopped_run_ends_as_one_in_one_piece(tmp_path):
   """Bit for bit, with optimizer slots, step, random draws and data."""
   program.write_text(tmp_path)
-  bindings = [*interruption_test.RANDOM, "run.train_steps = 300",
-              "run.save_checkpoints_steps = 100"]
+  bindings = [
+      *interruption_test.RANDOM, "run.train_steps = 300", "batch_size = 8",
+      "run.save_checkpoints_steps = 100",  # In two microbatches.
+      "serialize_num_microbatches.tokens_per_microbatch_per_replica = 16"]
   program.run_arguments(on_devices(tmp_path, *bindings, model="whole"))
   arguments = on_devices(tmp_path, *bindings)
   process = interruption_test.start_arguments(arguments)
@@ -159,24 +160,17 @@ def configured(*bindings):
   return ConfiguredModel.from_gin()
 
 
-@pytest.mark.parametrize("binding, hooks, said", [
-    ("run.ensemble_inputs = 2", [], "run.ensemble_inputs = 2 is not for"),
-    ("run.checkpoint_input_pipeline = True", ["its hook"],
+@pytest.mark.parametrize("runtime, binding, tpu, said", [
+    ("gpu", "", None, r"train_model\.runtime = 'gpu' is not known\. Choose "
+     "one of: 'tensorflow', 'xla'"),
+    ("xla", "", "my_tpu", "--tpu=my_tpu names a TPU for TensorFlow"),
+    ("xla", "run.ensemble_inputs = 2", None,
+     "run.ensemble_inputs = 2 is not for"),
+    ("xla", "run.checkpoint_input_pipeline = True", None,
      "run.checkpoint_input_pipeline = True is not for"),
 ])
-def test_what_only_an_estimator_does(binding, hooks, said):
+def test_mistakes_of_runtimes(runtime, binding, tpu, said):
   with pytest.raises(ValueError, match=said):
-    device_training._check(configured(binding), hooks)
-
-
-@pytest.mark.parametrize("runtime, tpu, said", [
-    ("gpu", None, r"train_model\.runtime = 'gpu' is not known\. Choose one of: "
-     "'tensorflow', 'xla'"),
-    ("xla", "my_tpu", "--tpu=my_tpu names a TPU for TensorFlow"),
-])
-def test_mistakes_of_runtimes(runtime, tpu, said):
-  shape = configured(
-      "import mtf_moe.train.training",
-      f"mtf_moe.train_model.runtime = {runtime!r}").mesh_shape
-  with pytest.raises(ValueError, match=said):
-    runtimes.prepare(shape, tpu)
+    runtimes.prepare(configured(
+        "import mtf_moe.train.training", binding,
+        f"mtf_moe.train_model.runtime = {runtime!r}"), tpu)
