@@ -3,6 +3,7 @@
 import glob
 import shutil
 import signal
+import tempfile
 
 import numpy as np
 import pytest
@@ -22,9 +23,17 @@ NO_DRAWS = ["MoE2D.second_policy_train = 'threshold'", "dropout_rate = 0.0",
             "MoE2D.dropout_rate = 0.0"]
 
 
+# What one process has compiled, the next one finds.
+COMPILED = tempfile.TemporaryDirectory()
+
+
 def on_devices(directory, *bindings, **kwargs):
   arguments = program.program(directory, *bindings, **kwargs)
   arguments["args"].append("--runtime=xla")
+  arguments["env"] |= {
+      "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
   return arguments
 
 
