@@ -113,24 +113,24 @@ def test_a_stopped_run_ends_as_one_in_one_piece(tmp_path):
   """Bit for bit, with optimizer slots, step, random draws and data."""
   program.write_text(tmp_path)
   bindings = [
-      *interruption_test.RANDOM, "run.train_steps = 300", "batch_size = 8",
-      "run.save_checkpoints_steps = 100",  # In two microbatches.
+      *interruption_test.RANDOM, "run.train_steps = 400", "batch_size = 8",
+      "run.save_checkpoints_steps = 50",  # In two microbatches.
       "serialize_num_microbatches.tokens_per_microbatch_per_replica = 16"]
   program.run_arguments(on_devices(tmp_path, *bindings, model="whole"))
   arguments = on_devices(tmp_path, *bindings)
   process = interruption_test.start_arguments(arguments)
   interruption_test.wait_for(
-      lambda: program.newest_step(tmp_path / "model") >= 100, process)
+      lambda: program.newest_step(tmp_path / "model") >= 50, process)
   process.send_signal(signal.SIGTERM)
   said, _ = process.communicate()
   assert process.returncode == 128 + signal.SIGTERM, said
   assert "SIGTERM: saving, then stopping" in said
   stopped_at = program.newest_step(tmp_path / "model")
-  assert 100 <= stopped_at < 300
+  assert 50 <= stopped_at < 400
   said = program.run_arguments(arguments).stdout
   assert f"resuming at step {stopped_at}" in said
-  assert program.bits(tmp_path / "model", 300) == program.bits(
-      tmp_path / "whole", 300)
+  assert program.bits(tmp_path / "model", 400) == program.bits(
+      tmp_path / "whole", 400)
 
 
 def test_a_loss_that_is_not_finite_is_not_saved(begun, tmp_path):
