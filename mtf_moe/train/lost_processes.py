@@ -8,6 +8,7 @@ ends, however it ends, or is not heard of any more.
 import os
 import secrets
 import socket
+import sys
 import threading
 import time
 
@@ -39,6 +40,16 @@ def _server(host, port):
         ("::1" if host == "::1" else "", port), family=socket.AF_INET6,
         dualstack_ipv6=host != "::1")
   return socket.create_server(("", port))
+
+
+def end_at_once(status: int):
+  """Ends this process without JAX's own end.
+
+  That may hang, or abort, where others have gone before, and abort them.
+  """
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
 
 
 class Watch:
@@ -103,14 +114,10 @@ class Watch:
         thread.join(_SECONDS)
 
   def abandon(self):
-    """Ends the watch when this process does, and others do not know yet."""
-    if self._closed.is_set():
-      return
-    self._closed.set()
-    if not self._index:
-      for connection, _ in self._watched:
-        connection.shutdown(socket.SHUT_RDWR)
-      time.sleep(2)  # So that they end before JAX's part, which is here, does.
+    """Ends this process, which others do not know yet, by a mistake."""
+    if not self._closed.is_set():
+      self._closed.set()
+      end_at_once(_EXIT_CODE)
 
   def wait(self):
     """Waits until a process that is lost is missed."""
@@ -141,4 +148,5 @@ class Watch:
         f"process {other} has ended, and process {self._index} ends with it. "
         "If it does not say why, it was lost: the same commands, of all "
         "processes, go on from the last checkpoint.")
-    os._exit(_EXIT_CODE)  # The main thread may wait in an exchange for ever.
+    # The main thread may wait in an exchange for ever.
+    end_at_once(_EXIT_CODE)

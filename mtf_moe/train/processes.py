@@ -9,10 +9,8 @@ import atexit
 import dataclasses
 import functools
 import json
-import os
 import re
 import signal
-import sys
 from typing import Any
 
 import numpy as np
@@ -129,7 +127,6 @@ def join(coordinator: str, number: int | None, index: int | None):
   watch = lost_processes.Watch(index, number)
   watch.connect(_broadcast(watch.address(host)))
   _joined = Joined(number, index, watch)
-  # Before JAX ends its part, which would abort the others.
   atexit.register(watch.abandon)
 
 
@@ -234,14 +231,7 @@ def left(status: int):
   from jax.experimental import multihost_utils
   multihost_utils.sync_global_devices("done")
   _joined.watch.close()
-  # JAX's own end may hang, or abort, where others have gone before.
-  atexit.register(_exit, status)
-
-
-def _exit(status):
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(status)
+  atexit.register(lost_processes.end_at_once, status)
 
 
 def wait_for_news():

@@ -1,6 +1,5 @@
 """Several processes that train together, here on one machine."""
 
-import shutil
 import signal
 import socket
 import subprocess
@@ -54,26 +53,18 @@ def train(directory, number, **kwargs):
   return [output for _, output, _ in results]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-  """A directory with a model that two processes have trained in one piece."""
-  directory = tmp_path_factory.mktemp("whole")
-  program.write_text(directory)
-  first, second = train(directory, 2)
-  assert "training on 4 devices (cpu) of 2 processes with JAX" in first
-  assert f"\nstep {LAST} of {LAST}, loss " in first
-  assert f"step {LAST}" not in second
-  return directory
-
-
 def wait_for_step(step, model, process):
   interruption_test.wait_for(
       lambda: program.newest_step(model) >= step, process)
 
 
-def test_processes_that_are_lost(whole, tmp_path):
+def test_processes_that_are_lost(tmp_path):
   """The other one ends, and both go on, bit for bit."""
   program.write_text(tmp_path)
+  first, second = train(tmp_path, 2, model="whole")
+  assert "training on 4 devices (cpu) of 2 processes with JAX" in first
+  assert f"\nstep {LAST} of {LAST}, loss " in first
+  assert f"step {LAST}" not in second
   model = tmp_path / "model"
   for lost, step in ((1, 10), (0, 30)):
     started = start(tmp_path, [STEPS] * 2)
@@ -91,10 +82,10 @@ def test_processes_that_are_lost(whole, tmp_path):
     assert step <= program.newest_step(model) < LAST
   first, _ = train(tmp_path, 2)
   assert "resuming at step" in first
-  assert program.bits(model, LAST) == program.bits(whole / "model", LAST)
+  assert program.bits(model, LAST) == program.bits(tmp_path / "whole", LAST)
 
 
-def test_a_signal_to_one_stops_both(whole, tmp_path):
+def test_a_signal_to_one_stops_both(tmp_path):
   program.write_text(tmp_path)
   started = start(tmp_path, [STEPS] * 2)
   model = tmp_path / "model"
@@ -125,10 +116,12 @@ def test_other_configurations(tmp_path):
   assert not (tmp_path / "model").exists()
 
 
-def test_a_mistake_of_the_first(whole, tmp_path):
-  shutil.copytree(whole, tmp_path / "copy")
+def test_a_mistake_of_the_first(tmp_path):
+  program.write_text(tmp_path)
+  program.run_arguments(device_training_test.on_devices(
+      tmp_path, *STEPS, "run.train_steps = 2"))
   (first, _, said), (second, _, at_second) = ends(start(
-      tmp_path / "copy", [[*STEPS, "d_model = 32"]] * 2))
+      tmp_path, [[*STEPS, "d_model = 32"]] * 2))
   assert first == second == 1
   assert "holds a checkpoint of another model" in said.splitlines()[-1]
   assert "error: process 0 has ended, and process 1 ends" in at_second
