@@ -7,6 +7,8 @@ would silently be trained on wrong numbers.
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import sessions
+
 # Of all sizes that were tried, products of as many rows were wrong.
 _ROWS = (49, 55, 63)
 _EINSUM = "xabcn,absxc->absn"
@@ -36,9 +38,7 @@ def is_wrong() -> bool:
       products.append(tf.cast(tf.einsum(
           _EINSUM, *[tf.cast(x, tf.bfloat16) for x in fed]), tf.float32))
       right.append(np.einsum(_EINSUM, *factors))
-    # Accelerators stay free for the run.
-    with tf.Session(
-        config=tf.ConfigProto(device_count={"GPU": 0})) as session:
+    with sessions.on_cpu() as session:
       found = session.run(products, feeds)
   return any((a != b).any() for a, b in zip(found, right))
 

@@ -17,6 +17,7 @@ from mesh_tensorflow.transformer import learning_rate_schedules
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.run import mistakes
+from mtf_moe.run import sessions
 
 _SCHEDULE = "learning_rate_schedule"
 
@@ -78,8 +79,7 @@ def check_rates(
     rate = tf.cast(learning_rate(given, total_steps, step), tf.float32)
     number_fed = tf.placeholder(step.dtype.base_dtype, [])
     assign = step.assign(number_fed)
-    with tf.Session(
-        config=tf.ConfigProto(device_count={"GPU": 0})) as session:
+    with sessions.on_cpu() as session:
       for number in sorted({first_step, first_step + 1, last_step}):
         session.run(assign, {number_fed: number})
         value = session.run(rate)

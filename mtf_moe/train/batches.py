@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import sessions
+
 
 class Batches:
   """The batches of a data set; a context manager.
@@ -28,8 +30,7 @@ class Batches:
       iterator = tf.data.make_initializable_iterator(make_dataset())
       self._next = iterator.get_next()
     self.features = tuple(self._next)
-    self._session = tf.Session(
-        graph=graph, config=tf.ConfigProto(device_count={"GPU": 0}))
+    self._session = sessions.on_cpu(graph)
     self._session.run(iterator.initializer)
     self._thread = concurrent.futures.ThreadPoolExecutor(1)
     self._future = None

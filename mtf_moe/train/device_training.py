@@ -93,7 +93,7 @@ class DeviceTraining:
       masters = None
       if processes.is_first():
         masters = stack.enter_context(Masters(
-            configured.training_graph, self._estimator.model_dir,
+            values, self._estimator.model_dir,
             configured.run.get("keep_checkpoint_max")))
         self._begin_event_files(on_devices.global_step)
         stack.callback(tf.summary.FileWriterCache.clear)

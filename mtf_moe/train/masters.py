@@ -6,6 +6,8 @@ import concurrent.futures
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import sessions
+
 NAME = "model.ckpt"
 
 
@@ -16,28 +18,32 @@ class Masters:
   the next one is written, or in `wait`. A context manager.
   """
 
-  def __init__(self, graph: tf.Graph, model_dir: str, keep_max: int | None):
+  def __init__(self, values: Mapping[str, np.ndarray], model_dir: str,
+               keep_max: int | None):
     """Prepares it.
 
     Args:
-      graph: has all variables of training: `ConfiguredModel.training_graph`.
+      values: an array for each variable, by name, of its shape and type.
       model_dir: where to write; checkpoints that TensorFlow has on account
         there are counted.
       keep_max: how many checkpoints to keep; None for all.
     """
     self._path = f"{model_dir}/{NAME}"
+    graph = tf.Graph()
     with graph.as_default():
-      variables = tf.global_variables()
       self._given = {
-          v.op.name: tf.placeholder(v.dtype.base_dtype, v.shape)
-          for v in variables}
+          name: tf.placeholder(value.dtype, value.shape)
+          for name, value in values.items()}
+      variables = {
+          name: tf.get_variable(name, given.shape, given.dtype)
+          for name, given in self._given.items()}
       self._assign = tf.group(*[
-          tf.assign(v, self._given[v.op.name]) for v in variables])
+          tf.assign(variable, self._given[name])
+          for name, variable in variables.items()])
       self._saver = tf.train.Saver(
           variables, sharded=True, max_to_keep=keep_max,
           keep_checkpoint_every_n_hours=2, save_relative_paths=True)
-      self._session = tf.Session(
-          graph=graph, config=tf.ConfigProto(device_count={"GPU": 0}))
+    self._session = sessions.on_cpu(graph)
     state = tf.train.get_checkpoint_state(model_dir)
     if state is not None:
       self._saver.recover_last_checkpoints(state.all_model_checkpoint_paths)

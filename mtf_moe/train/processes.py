@@ -155,7 +155,8 @@ def arrays_of_first(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   if _joined is None:
     return values
   from jax.experimental import multihost_utils
-  return {name: np.asarray(multihost_utils.broadcast_one_to_all(value))
+  return {name: np.asarray(  # JAX has no numbers of 64 bits.
+      multihost_utils.broadcast_one_to_all(value), value.dtype)
           for name, value in sorted(values.items())}
 
 

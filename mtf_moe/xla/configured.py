@@ -8,6 +8,7 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe import simd
 from mtf_moe.run import optimization
+from mtf_moe.run import sessions
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.simd import graphs
 
@@ -72,7 +73,7 @@ def initial_values(built: simd.Program) -> Mapping[str, np.ndarray]:
   around_cores = tf.graph_util.extract_sub_graph(
       built.graph_def, sorted({built.initializer, *(
           graphs.node_name(value) for value in values.values())}))
-  with tf.Graph().as_default(), tf.Session() as session:
+  with tf.Graph().as_default(), sessions.on_cpu() as session:
     tf.import_graph_def(around_cores, name="")
     session.run(built.initializer)
     return session.run(values)

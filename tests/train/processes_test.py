@@ -6,6 +6,7 @@ import subprocess
 import time
 
 import pytest
+import tensorflow.compat.v1 as tf
 
 pytest.importorskip("jax")
 
@@ -82,6 +83,9 @@ def test_processes_that_are_lost(tmp_path):
     assert step <= program.newest_step(model) < LAST
   first, _ = train(tmp_path, 2)
   assert "resuming at step" in first
+  types = tf.train.load_checkpoint(
+      str(model / f"model.ckpt-{LAST}")).get_variable_to_dtype_map()
+  assert types["global_step"] == tf.int64
   assert program.bits(model, LAST) == program.bits(tmp_path / "whole", LAST)
 
 
