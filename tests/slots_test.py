@@ -103,3 +103,25 @@ def test_no_gradient_leads_through_the_table():
   zeros = [mtf.cast(one, tf.int32) for one in mtf.unstack(weights, CHOICES)]
   table = slots.SlotTable.of(zeros, zeros, weights, EXPERTS, CAPACITY)
   assert not table.choices.operation.has_gradient
+
+
+def test_rows_of_empty_slots_may_be_anything():
+  """As experts that diverged make them, of zeros, too."""
+  zero, far = mtf.Dimension("group", 2), mtf.Dimension("capacity", 2)
+  choices, experts, depth = (mtf.Dimension(name, 1) for name in "kxm")
+
+  def build(t):
+    ids = [mtf.cast(t["numbers"], tf.int32)]
+    table = slots.SlotTable.of(
+        [mtf.zeros_like(ids[0])], ids, t["weights"], experts, far)
+    weights = slots.weights_in_slots(table, t["weights"])
+    total = slots.sum_of_slots(table, t["rows"], weights)
+    return total, *mtf.gradients([total], [t["rows"], t["weights"]])
+
+  total, of_rows, of_weights = harness.evaluate(build, {
+      "numbers": (np.array([1, 0]), [zero]),
+      "weights": (np.array([[2.0, 0.0]]), [choices, zero]),
+      "rows": (np.array([[[np.nan], [3.0]]]), [experts, far, depth])}, None)
+  np.testing.assert_array_equal(total, [[6.0], [0.0]])
+  np.testing.assert_array_equal(of_rows, [[[0.0], [2.0]]])
+  assert of_weights[0, 0] == 3.0
