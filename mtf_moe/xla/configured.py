@@ -16,7 +16,8 @@ LOSS = "loss"
 
 
 def program(configured: ConfiguredModel, seed: int,
-            features: Iterable[str] | None = None) -> simd.Program:
+            features: Iterable[str] | None = None, mode: str = "train"
+            ) -> simd.Program:
   """Builds forward, backward and update, with the loop over microbatches.
 
   Args:
@@ -24,6 +25,7 @@ def program(configured: ConfiguredModel, seed: int,
     seed: an integer, for initial values and for all that is drawn in a step.
     features: what the data has, such as "targets_segmentation"; None for what
       the model needs.
+    mode: "train", or "eval" for the loss alone.
 
   Returns:
     a simd.Program. Its inputs are int32 [<batch dims>, length], the features.
@@ -34,9 +36,11 @@ def program(configured: ConfiguredModel, seed: int,
   number = configured.num_microbatches
 
   def loss_of(features):
-    return {LOSS: configured.loss_of(features, "train")}
+    return {LOSS: configured.loss_of(features, mode)}
 
   def model_fn(features):
+    if mode == "eval":
+      return loss_of(features), []
     graph = features["targets"].graph
     if number > 1:
       gradients, outputs = mtf.serialize_training_step(

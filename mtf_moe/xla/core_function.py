@@ -24,7 +24,7 @@ _CALL = "XlaCustomCall"
 _COLLECTIVES = (graphs.ALL_TO_ALL, graphs.SUM, graphs.PERMUTATION)
 _NUMBERS = ("split_dimension", "concat_dimension", "split_count")
 # They name devices that are not there, or shapes that are checked elsewhere.
-_STRIPPED_ATTRIBUTES = (graphs.CORE_CODE, "_class", "_output_shapes")
+STRIPPED_ATTRIBUTES = (graphs.CORE_CODE, "_class", "_output_shapes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,26 +208,32 @@ class _Cutting:
       self._make_call(copy, node)
     # Nothing has effects any more that others would have to wait for.
     copy.input[:] = [name for name in copy.input if not name.startswith("^")]
-    for name in _STRIPPED_ATTRIBUTES:
+    for name in STRIPPED_ATTRIBUTES:
       if name in copy.attr:
         del copy.attr[name]
     return copy
 
   def _make_call(self, copy, node):
     """Makes a collective a call that says all about it."""
+    groups = graphs.group_table(node, self._nodes)
+    dtype = node.attr["T"].type
+    copy.input[:] = node.input[:1]
+    if all(len(group) == 1 for group in groups):  # On an axis of one core.
+      copy.op = "Identity"
+      copy.ClearField("attr")
+      copy.attr["T"].type = dtype
+      return
     physical = list(self._program.slicing.logical_to_physical)
     config = {
         "operation": node.op,
         # Devices are in the order of the mesh.
         "groups": [[physical.index(core) for core in group]
-                   for group in graphs.group_table(node, self._nodes)],
+                   for group in groups],
         **{name: node.attr[name].i for name in _NUMBERS if name in node.attr}}
     copy.op = _CALL
     copy.ClearField("attr")
-    copy.input[:] = node.input[:1]
     copy.attr["target_name"].s = COLLECTIVE.encode()
     copy.attr["backend_config"].s = json.dumps(config).encode().hex().encode()
-    dtype = node.attr["T"].type
     copy.attr["T"].list.type.append(dtype)
     copy.attr["dtype"].type = dtype
     copy.attr["shape"].shape.CopyFrom(

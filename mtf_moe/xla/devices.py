@@ -71,7 +71,7 @@ class OnDevices:
     self.mesh = self._step.mesh
     self._variables = {
         name: self.put(name, np.zeros(part.shape or (), part.dtype))
-        for name, part in manifest.arguments.items() if part.kind == "variable"}
+        for name, part in manifest.variables().items()}
     self.global_step = 0
 
   def set(self, values: Mapping[str, np.ndarray]):
@@ -84,6 +84,39 @@ class OnDevices:
     for name, value in values.items():
       if name in self._variables:
         self._variables[name] = self.put(name, value)
+
+  def draw(self, first_values: bytes, seed: int):
+    """Gives all variables values that are drawn, where they are.
+
+    Args:
+      first_values: see `folder.first_values`.
+      seed: an int32.
+    """
+    parts = self.manifest.variables()
+    call = self._step.on_platform(first_values).call
+    self._variables = dict(zip(parts, jax.jit(call, out_shardings=list(
+        map(self._step.sharding, parts.values())))(np.int32(seed))))
+
+  def take(self, other: "OnDevices"):
+    """Takes the variables and the step of another program on these devices.
+
+    They are not copied: the next step of the other gives them away.
+
+    Args:
+      other: a program that has all variables of this one, of the same shapes.
+
+    Raises:
+      ValueError: if it has not.
+    """
+    theirs = other.manifest.arguments
+    for name, part in self.manifest.variables().items():
+      if theirs.get(name) != part:
+        raise ValueError(
+            f"The variable {name!r} is {part} in a program that takes it from "
+            f"another, and {theirs.get(name)} there: export both from the same "
+            "configuration.")
+    self._variables = {name: other._variables[name] for name in self._variables}
+    self.global_step = other.global_step
 
   def get(self) -> dict[str, np.ndarray]:
     """The values of all variables, whole, by name."""
@@ -170,12 +203,13 @@ def _whole(value):
   return np.asarray(multihost_utils.process_allgather(value, tiled=True))
 
 
-def load(directory: str, devices=None) -> OnDevices:
+def load(directory: str, devices=None, seed: int = 0) -> OnDevices:
   """Loads a folder, with the values and the step that were saved.
 
   Args:
     directory: a path.
     devices: see `OnDevices`.
+    seed: an integer. If no values were saved, they are drawn from it.
 
   Returns:
     an `OnDevices`
@@ -183,5 +217,7 @@ def load(directory: str, devices=None) -> OnDevices:
   program = OnDevices(*folder.read(directory), devices)
   values = folder.values(directory)
   program.set(values)
+  if not values and (drawn := folder.first_values(directory)) is not None:
+    program.draw(drawn, seed)
   program.global_step = int(values.get("global_step", 0))
   return program

@@ -24,7 +24,10 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("folder", None, "Where to write, a folder that is new.")
 flags.DEFINE_string(
     "checkpoint", None, "Values of the variables: a model directory or a "
-    "checkpoint in it. Without, they are drawn.")
+    "checkpoint in it. Without, they are drawn where the program runs.")
+flags.DEFINE_enum(
+    "mode", "train", ["train", "eval"], "A step of training, or the loss as in "
+    "an evaluation.")
 flags.DEFINE_integer("seed", 0, "Of all that is drawn in a step.")
 flags.DEFINE_bool(
     "float32_alltoall", True, "Whether all-to-alls exchange float32 as it is, "
@@ -42,9 +45,10 @@ def main(argv):
     configured = configured_step.read()
     began = time.monotonic()
     console.say("building the program of a core")
-    built = configured_lib.program(configured, FLAGS.seed)
+    built = configured_lib.program(
+        configured, FLAGS.seed, mode=FLAGS.mode)
     values = (configured_lib.values_of_checkpoint(built, FLAGS.checkpoint)
-              if FLAGS.checkpoint else configured_lib.initial_values(built))
+              if FLAGS.checkpoint else None)
     console.say("lowering it")
     exporting.save(FLAGS.folder, built, values, FLAGS.float32_alltoall)
     console.say(

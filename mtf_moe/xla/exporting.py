@@ -12,6 +12,7 @@ from mtf_moe.simd import expansion
 from mtf_moe.simd.program import Program
 from mtf_moe.simd.slicing import Slicing
 from mtf_moe.xla import core_function
+from mtf_moe.xla import first_values
 from mtf_moe.xla import folder
 from mtf_moe.xla import stablehlo
 
@@ -63,10 +64,14 @@ def save(directory: str, program: Program,
   Args:
     directory: a path.
     program: a simd.Program.
-    values: the whole values of variables, by name, or None.
+    values: the whole values of variables, by name; None saves how they are
+      drawn.
     float32_alltoall: see `export`.
   """
-  folder.write(directory, *export(program, float32_alltoall), values)
+  module, manifest = export(program, float32_alltoall)
+  folder.write(
+      directory, module, manifest, values,
+      first_values.exported(program, manifest) if values is None else None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,8 @@
     program.stablehlo   what a core computes in a step, as jax.export has it
     program.json        what it takes and gives back, on what mesh, and what it
                         was made from
-    values.npz          first values of the variables, where they were saved
+    values.npz          first values of the variables, where they were saved,
+    first_values.stablehlo  or else how they are drawn from a seed
 
 This module imports no TensorFlow.
 """
@@ -21,6 +22,7 @@ import numpy as np
 FORMAT = 1
 
 _MODULE, _MANIFEST, _VALUES = "program.stablehlo", "program.json", "values.npz"
+_FIRST_VALUES = "first_values.stablehlo"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,11 @@ class Manifest:
   results: Mapping[str, Part]
   made_from: Mapping[str, str]
 
+  def variables(self) -> dict[str, Part]:
+    """The arguments that are variables, by name."""
+    return {name: part for name, part in self.arguments.items()
+            if part.kind == "variable"}
+
   def updates(self) -> dict[str, str]:
     """For each variable that a step changes, the result with its next value."""
     return {name.removeprefix("next "): name
@@ -71,7 +78,8 @@ class Manifest:
 
 
 def write(directory: str, module: bytes, manifest: Manifest,
-          values: Mapping[str, np.ndarray] | None = None):
+          values: Mapping[str, np.ndarray] | None = None,
+          first_values: bytes | None = None):
   """Writes a folder.
 
   Args:
@@ -79,6 +87,8 @@ def write(directory: str, module: bytes, manifest: Manifest,
     module: a serialized jax.export.Exported.
     manifest: a `Manifest`.
     values: the whole values of variables, by name, or None.
+    first_values: a serialized jax.export.Exported that draws them, or None;
+      see `xla.first_values`.
 
   Raises:
     FileExistsError: if there is a program already.
@@ -91,6 +101,8 @@ def write(directory: str, module: bytes, manifest: Manifest,
   (folder / _MODULE).write_bytes(module)
   if values is not None:
     np.savez(folder / _VALUES, **values)
+  if first_values is not None:
+    (folder / _FIRST_VALUES).write_bytes(first_values)
   # The last one, so that a folder that has it is complete.
   (folder / _MANIFEST).write_text(json.dumps(
       {"format": FORMAT, **dataclasses.asdict(manifest)}, indent=1) + "\n")
@@ -133,3 +145,9 @@ def values(directory: str) -> dict[str, np.ndarray]:
     return {}
   with np.load(path, allow_pickle=False) as arrays:
     return dict(arrays)
+
+
+def first_values(directory: str) -> bytes | None:
+  """The module that draws first values, or None."""
+  path = pathlib.Path(directory) / _FIRST_VALUES
+  return path.read_bytes() if path.exists() else None

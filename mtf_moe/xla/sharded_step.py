@@ -36,8 +36,7 @@ class ShardedStep:
     self.mesh = Mesh(
         np.array(devices).reshape(list(manifest.mesh.values())),
         tuple(manifest.mesh))
-    self._whole = self._sharded(
-        jax_export.deserialize(bytearray(module)), devices[0].platform)
+    self._whole = self._sharded(self.on_platform(module))
     # By the results that are wanted.
     self._jitted: dict[tuple[str, ...], jax.stages.Wrapped] = {}
 
@@ -82,10 +81,14 @@ class ShardedStep:
           if updates.get(name) in wanted])
     return self._jitted[wanted]
 
-  def _sharded(self, exported, platform):
+  def on_platform(self, module: bytes) -> jax_export.Exported:
+    """A module for the devices of the mesh; nothing in it is of a platform."""
+    return dataclasses.replace(
+        jax_export.deserialize(bytearray(module)),
+        platforms=(_platform(self.mesh.devices.flat[0]),))
+
+  def _sharded(self, exported):
     arguments = self._manifest.arguments.values()
-    # The module has nothing of a platform in it.
-    exported = dataclasses.replace(exported, platforms=(platform,))
 
     def of_core(*parts):
       return tuple(exported.call(*[
@@ -101,3 +104,11 @@ class ShardedStep:
     if part.kind == "core":  # One for each.
       return PartitionSpec(tuple(self._manifest.mesh))
     return PartitionSpec(*part.axes)
+
+
+def _platform(device):
+  """What a platform is called where programs are lowered."""
+  if device.platform != "gpu":
+    return device.platform
+  made_by = device.client.platform_version.lower()
+  return "rocm" if "rocm" in made_by else "cuda"

@@ -12,22 +12,27 @@ from mtf_moe import experts
 
 MODES = ("forward", "training")
 
-_VARIABLE_DTYPE = mtf.VariableDType(tf.float32, tf.float32, tf.float32)
+
+def _variable_dtype(inputs):
+  """Weights are computed with in the type of the inputs."""
+  return mtf.VariableDType(tf.float32, inputs.dtype, inputs.dtype)
 
 
 def _mixture(function, setting, inputs, dispatch="einsum"):
   return function(
       inputs, setting.model_dim, setting.hparams(dispatch), True,
-      _VARIABLE_DTYPE, layout=settings_lib.LAYOUT,
+      _variable_dtype(inputs), layout=settings_lib.LAYOUT,
       mesh_shape=setting.mesh_shape,
       # Without it, the reference does not train.
-      nonpadding=mtf.ones(inputs.mesh, mtf.Shape(setting.token_dims)))
+      nonpadding=mtf.ones(
+          inputs.mesh, mtf.Shape(setting.token_dims), dtype=inputs.dtype))
 
 
 def _feed_forward(setting, inputs, expert_dims, hidden):
   outputs = experts.feed_forward(
       inputs, setting.model_dim, expert_dims,
-      mtf_moe.MoeHparams(moe_hidden_size=hidden), True, _VARIABLE_DTYPE)
+      mtf_moe.MoeHparams(moe_hidden_size=hidden), True,
+      _variable_dtype(inputs))
   return outputs, None
 
 

@@ -13,7 +13,7 @@ from mtf_moe.hparams import MoeHparams
 
 LAYOUT = levels.canonical_layout(2, ["outer", "inner"])
 
-# Of both levels.
+# Of both levels, where nothing else is said.
 CAPACITY_FACTOR = 1.25
 
 # Small, so that the last step is much like the first: nothing is learned.
@@ -31,6 +31,7 @@ class Setting:
     experts: (x, y), of the first and of the second level.
     group: tokens in a group of the first level; the most in one of the second.
     mesh: (rows, columns), slices along the outer and the inner axis.
+    capacity_factors: of both levels.
   """
 
   tokens: int
@@ -39,6 +40,7 @@ class Setting:
   experts: tuple[int, int]
   group: int
   mesh: tuple[int, int] = (1, 1)
+  capacity_factors: tuple[float, float] = (CAPACITY_FACTOR, CAPACITY_FACTOR)
 
   def __str__(self):
     return f"{self.family}, group {self.group}"
@@ -70,8 +72,8 @@ class Setting:
     return MoeHparams(
         moe_num_experts=self.experts, moe_hidden_size=self.hidden,
         moe_group_size=self.group, moe_min_expert_capacity=4,
-        moe_capacity_factor_train=CAPACITY_FACTOR,
-        moe_capacity_factor_second_level=CAPACITY_FACTOR,
+        moe_capacity_factor_train=self.capacity_factors[0],
+        moe_capacity_factor_second_level=self.capacity_factors[1],
         moe_second_policy_train="all", moe_dispatch=dispatch,
         # The reference records other things, and neither is what is compared.
         moe_summaries=False)

@@ -294,7 +294,8 @@ def test_command_line(tmp_path, capsys):
   assert [r["mode"] for r in written["results"]] == ["forward", "training"]
   for one in written["results"]:
     assert one["setting"] == {**dataclasses.asdict(TINY),
-                              "experts": [2, 4], "mesh": [1, 1]}
+                              "experts": [2, 4], "mesh": [1, 1],
+                              "capacity_factors": [1.25, 1.25]}
     assert one["expert_inputs"] == [4, 2, 5, 5, 8]
     assert list(one["cpu_ms"]) == list(one["peak_mb"]) == list(
         benchmark.ORDINARY)
