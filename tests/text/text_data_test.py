@@ -1,5 +1,6 @@
 """Local text as a data set: windows, order, parts, sizes, and errors."""
 
+import importlib.util
 import itertools
 import math
 import os
@@ -14,6 +15,7 @@ import tensorflow.compat.v1 as tf
 from mtf_moe.text import text_data
 from mtf_moe.text.text_files import TextFiles
 from mtf_moe.text.vocabulary import ByteVocabulary
+from tests import gin_config
 
 A, B, C, D, E, F = (ord(letter) + 3 for letter in "abcdef")
 EOS = 1
@@ -271,6 +273,21 @@ def test_state_of_the_union():
   size = text_data.held_out_size(ByteVocabulary(), 128, files)
   assert size.num_bytes == sum(num_bytes[name] for name in recent)
   assert size.num_tokens == size.num_bytes + len(recent)
+
+
+def test_python_code():
+  gin_config.parse(["data/python_code.gin"])
+  files = TextFiles()
+  if importlib.util.find_spec("yt_dlp") is None:
+    with pytest.raises(ValueError, match=(
+        r"which is not installed\. Install it with `pip install "
+        r"'mtf_moe\[study\]'`, or give")):
+      files.read()
+    return
+  train, held_out = files.read()
+  assert (len(train), len(held_out)) == (7004, 216)
+  assert sum(document.num_bytes for document in train) == 96_645_112
+  assert sum(document.num_bytes for document in held_out) == 3_741_282
 
 
 @pytest.mark.parametrize(("held_out", "message"), [
