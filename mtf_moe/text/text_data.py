@@ -20,6 +20,7 @@ import tensorflow.compat.v1 as tf
 
 from mtf_moe.run import configured_model
 from mtf_moe.run import gin_bindings
+from mtf_moe.text import encoding
 from mtf_moe.text import text_files
 from mtf_moe.text import vocabulary as vocabulary_lib
 
@@ -71,7 +72,7 @@ def text_dataset(sequence_length, vocabulary, dataset_split, files=None,
   length = _window_length(sequence_length)
   parts = _encode_parts(_or_from_gin(files), _targets_vocabulary(vocabulary),
                         length)
-  windows = _cut_into_windows(parts[dataset_split].tokens, length)
+  windows = _cut_into_windows(parts[dataset_split].tokens.ids, length)
   indices = tf.data.Dataset.range(len(windows))
   if dataset_split == TRAIN and shuffle_seed is not None:
     indices = indices.shuffle(
@@ -135,7 +136,8 @@ def held_out_size(vocabulary, sequence_length, files=None):
   vocabulary = _targets_vocabulary(vocabulary)
   length = _window_length(sequence_length)
   part = _encode_parts(_or_from_gin(files), vocabulary, length)[HELD_OUT]
-  for document, ids in zip(part.documents, part.ids, strict=True):
+  for document, ids in zip(part.documents, part.tokens.of_each_document(),
+                           strict=True):
     if vocabulary.decode(ids[:-1].tolist()) != document.text:
       raise ValueError(
           f"run.vocabulary, a {type(vocabulary).__name__}, does not give back "
@@ -145,8 +147,8 @@ def held_out_size(vocabulary, sequence_length, files=None):
   return TextSize(
       num_documents=len(part.documents),
       num_bytes=sum(document.num_bytes for document in part.documents),
-      num_tokens=len(part.tokens),
-      num_windows=len(_cut_into_windows(part.tokens, length)))
+      num_tokens=len(part.tokens.ids),
+      num_windows=len(_cut_into_windows(part.tokens.ids, length)))
 
 
 @gin.configurable(module="mtf_moe")
@@ -186,20 +188,15 @@ def held_out_steps(batch_size=None, vocabulary=None, sequence_length=None,
   length = _window_length(sequence_length)
   parts = _encode_parts(_or_from_gin(files), _targets_vocabulary(vocabulary),
                         length)
-  num_windows = len(_cut_into_windows(parts[HELD_OUT].tokens, length))
+  num_windows = len(_cut_into_windows(parts[HELD_OUT].tokens.ids, length))
   return math.ceil(num_windows / batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
 class _EncodedPart:
-  """Documents, and the token ids of each, end-of-document id included."""
+  """Documents and their Tokens."""
   documents: list
-  ids: list
-
-  @property
-  def tokens(self):
-    """All ids in one array [num_tokens]."""
-    return np.concatenate(self.ids) if self.ids else np.zeros([0], np.int32)
+  tokens: encoding.Tokens
 
 
 # A run asks several times: for its checks, its number of steps, its data.
@@ -217,28 +214,17 @@ def _encode_parts(files, vocabulary, length):
   Returns:
     A dict from the name of the part to an _EncodedPart.
   """
-  # Most vocabularies fit into 16 bits, which halves the memory.
-  dtype = np.min_scalar_type(vocabulary.vocab_size)
-  def encode(document):
-    try:
-      ids = vocabulary.encode(document.text)
-    except NotImplementedError as error:
-      raise ValueError(
-          f"run.vocabulary is a {type(vocabulary).__name__}, which does not "
-          "encode text: give it a method `encode`, or use "
-          "@mtf_moe.ByteVocabulary().") from error
-    return np.array([*ids, vocabulary_lib.EOS_ID], dtype)
-
-  parts = {name: _EncodedPart(documents, list(map(encode, documents)))
-           for name, documents in zip((TRAIN, HELD_OUT), files.read(),
-                                      strict=True)}
+  parts = {
+      name: _EncodedPart(documents, encoding.encode(
+          documents, vocabulary, vocabulary_lib.EOS_ID))
+      for name, documents in zip((TRAIN, HELD_OUT), files.read(), strict=True)}
   if not files.allow_short_files:
     _check_each_file_fills_a_window(parts.values(), length)
   for name, part in parts.items():
-    if len(part.tokens) < length:
+    if len(part.tokens.ids) < length:
       raise ValueError(
           f"The {name} part of TextFiles.glob={files.glob!r} has "
-          f"{len(part.tokens)} tokens, fewer than one sequence of "
+          f"{len(part.tokens.ids)} tokens, fewer than one sequence of "
           f"run.sequence_length={length}. Give more text, divide it otherwise "
           f"(TextFiles.held_out={files.held_out!r}), or lower "
           "run.sequence_length.")
@@ -249,8 +235,8 @@ def _check_each_file_fills_a_window(parts, length):
   """Raises a ValueError that names the first file that is too short."""
   num_tokens = {}  # By path: a file may have a piece in either part.
   for part in parts:
-    for document, ids in zip(part.documents, part.ids, strict=True):
-      num_tokens[document.path] = num_tokens.get(document.path, 0) + len(ids)
+    for document, n in zip(part.documents, part.tokens.lengths, strict=True):
+      num_tokens[document.path] = num_tokens.get(document.path, 0) + n
   short = {path: n for path, n in num_tokens.items() if n < length}
   if short:
     path, n = min(short.items())

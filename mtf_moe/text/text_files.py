@@ -8,10 +8,14 @@ from collections.abc import Sequence
 import dataclasses
 import fnmatch
 import glob as glob_lib
+import importlib.metadata
 import importlib.util
 import os
+import re
 
 import gin
+from packaging import requirements
+from packaging import utils
 
 # Opens a glob that starts inside an installed package instead of the current
 # directory, so that a configuration can name data that pip installed without
@@ -51,41 +55,43 @@ class TextFiles:
       "package:NAME/PATTERN" looks inside the installed Python package NAME,
       without importing it. Files are taken in the order of their sorted paths,
       each once; each is one document, in UTF-8.
-    held_out: what is kept out of training. A string is a pattern of file names
-      (without directories), such as "20*", and the files it matches are held
-      out. A number between 0 and 1 is a fraction: that much of the text,
-      counted in characters, is held out from the end of the last file on. If
-      this cuts a file, each of its pieces is a document of its part.
+    held_out: what is kept out of training. A string is a pattern, and the files
+      of `glob` that it matches are held out: one of file names, such as "20*",
+      or, if it has a "/", one of paths as in `glob`, such as
+      "package:docutils/**/*.py". A list of strings is several patterns. A
+      number between 0 and 1 is a fraction: that much of the text, counted in
+      characters, is held out from the end of the last file on. If this cuts a
+      file, each of its pieces is a document of its part.
     allow_short_files: whether a file may have fewer tokens than a sequence.
       Sequences run across the ends of documents either way; a file that does
       not even fill one is more often a mistake in `glob` than intended.
 
   Raises:
-    ValueError: when built, if `glob` is no pattern, or `held_out` is neither a
-      pattern nor a fraction.
+    ValueError: when built, if `glob` is no pattern, or `held_out` is neither
+      patterns nor a fraction.
   """
   glob: str | Sequence[str] = gin.REQUIRED
-  held_out: str | float = 0.1
+  held_out: str | Sequence[str] | float = 0.1
   allow_short_files: bool = False
 
   def __post_init__(self):
-    if isinstance(self.glob, list):
-      # What gin gives for several patterns, but this object must be hashable.
-      object.__setattr__(self, "glob", tuple(self.glob))
-    patterns = [self.glob] if isinstance(self.glob, str) else self.glob
-    if not isinstance(patterns, list | tuple) or not patterns or not all(
-        isinstance(pattern, str) and pattern for pattern in patterns):
+    for name in ("glob", "held_out"):
+      if isinstance(getattr(self, name), list):
+        # What gin gives for several patterns, but this object must be hashable.
+        object.__setattr__(self, name, tuple(getattr(self, name)))
+    if not _are_patterns(self.glob):
       raise ValueError(
           f"TextFiles.glob={self.glob!r} names no file. Give a pattern such as "
           "'text/*.txt', or a list of patterns.")
-    if isinstance(self.held_out, str) and self.held_out:
+    if _are_patterns(self.held_out):
       return
     if isinstance(self.held_out, float) and 0.0 < self.held_out < 1.0:
       return
     raise ValueError(
         f"TextFiles.held_out={self.held_out!r} is not allowed. Give a fraction "
         "above 0 and below 1, such as 0.1, to hold out the end of the text, or "
-        "a pattern of file names, such as '20*', to hold out whole files.")
+        "a pattern of file names, such as '20*', or of paths, such as "
+        "'text/new/*.txt', or a list of patterns, to hold out whole files.")
 
   def read(self):
     """Reads all files.
@@ -99,9 +105,21 @@ class TextFiles:
         matches no file, or all of them.
     """
     documents = read_documents(self.glob, "TextFiles.glob")
-    if isinstance(self.held_out, str):
-      return _split_by_name(documents, self.held_out)
-    return _split_by_fraction(documents, self.held_out)
+    if isinstance(self.held_out, float):
+      return _split_by_fraction(documents, self.held_out)
+    return _split_by_patterns(documents, self.held_out)
+
+
+def _are_patterns(value):
+  """Whether it is a string or several, none of them empty."""
+  patterns = _as_list(value)
+  return isinstance(patterns, list | tuple) and bool(patterns) and all(
+      isinstance(pattern, str) and pattern for pattern in patterns)
+
+
+def _as_list(patterns):
+  """One pattern as a list of one."""
+  return [patterns] if isinstance(patterns, str) else patterns
 
 
 def read_documents(patterns, parameter):
@@ -124,10 +142,8 @@ def read_documents(patterns, parameter):
 
 def _find_files(patterns, parameter):
   """The sorted paths that match, each once."""
-  if isinstance(patterns, str):
-    patterns = [patterns]
   found = set()
-  for pattern in patterns:
+  for pattern in _as_list(patterns):
     path_pattern = _resolve_package(os.path.expanduser(pattern), parameter)
     paths = [path for path in glob_lib.glob(path_pattern, recursive=True)
              if os.path.isfile(path)]
@@ -149,10 +165,37 @@ def _resolve_package(pattern, parameter):
   if spec is None or not spec.submodule_search_locations:
     raise ValueError(
         f"{parameter}={pattern!r} looks inside the Python package {package!r}, "
-        f"which is not installed. Install it with pip, or give the path of "
-        "text files of your own.")
+        f"which is not installed. {_how_to_install(package)}or give the path "
+        "of text files of your own.")
   directory = glob_lib.escape(next(iter(spec.submodule_search_locations)))
   return os.path.join(directory, inside)
+
+
+def _how_to_install(package):
+  """The command, which brings all the packages that belong to a text."""
+  if not package.isidentifier():
+    return "Name a package, "
+  what = package
+  for line in _own_requirements():
+    requirement = requirements.Requirement(line)
+    extra = re.search('extra == "(.*)"', str(requirement.marker))
+    if extra and _same_name(requirement.name, package):
+      what = f"'mtf_moe[{extra[1]}]'"
+      break
+  return f"Install it with `pip install {what}`, "
+
+
+def _same_name(distribution, package):
+  return utils.canonicalize_name(distribution) == utils.canonicalize_name(
+      package)
+
+
+def _own_requirements():
+  """What mtf_moe says that it needs, if it is installed."""
+  try:
+    return importlib.metadata.requires("mtf_moe") or []
+  except importlib.metadata.PackageNotFoundError:
+    return []
 
 
 def _read_text(path, parameter):
@@ -168,22 +211,35 @@ def _read_text(path, parameter):
         f"the file to UTF-8, or change {parameter} to leave it out.") from error
 
 
-def _split_by_name(documents, pattern):
-  """Holds out the documents whose file name matches the pattern."""
+def _split_by_patterns(documents, patterns):
+  """Holds out the documents whose name or path matches one of the patterns."""
   train, held_out = [], []
+  held_out_paths = _matching_paths(documents, patterns)
   for document in documents:
-    name = os.path.basename(document.path)
-    is_held_out = fnmatch.fnmatchcase(name, pattern)
-    (held_out if is_held_out else train).append(document)
+    (held_out if document.path in held_out_paths else train).append(document)
   if train and held_out:
     return train, held_out
   how_many = "none" if train else "every one"
   raise ValueError(
-      f"TextFiles.held_out={pattern!r} matches {how_many} of the "
+      f"TextFiles.held_out={patterns!r} matches {how_many} of the "
       f"{len(documents)} files of TextFiles.glob, such as "
-      f"{os.path.basename(documents[0].path)!r}. Give a pattern that some of "
-      "the file names (without directories) match and others do not, or a "
-      "fraction such as 0.1.")
+      f"{os.path.basename(documents[0].path)!r} ({documents[0].path}). Give a "
+      "pattern that some of the file names (without directories) match and "
+      "others do not, such as '20*', one of paths, such as 'text/new/*.txt', "
+      "or a fraction such as 0.1.")
+
+
+def _matching_paths(documents, patterns):
+  """The set of paths that `TextFiles.held_out` means."""
+  found = set()
+  for pattern in _as_list(patterns):
+    if "/" in pattern:
+      found.update(_find_files(pattern, "TextFiles.held_out"))
+    else:
+      found.update(
+          document.path for document in documents
+          if fnmatch.fnmatchcase(os.path.basename(document.path), pattern))
+  return found
 
 
 def _split_by_fraction(documents, fraction):

@@ -8,6 +8,7 @@ document. As a program, this file trains a SentencePiece model:
 """
 
 import contextlib
+import hashlib
 import io
 import os
 import tempfile
@@ -18,8 +19,10 @@ from mesh_tensorflow.transformer import vocabulary as mtf_vocabulary
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.run import console
 from mtf_moe.run import mistakes
 from mtf_moe.run import paths
+from mtf_moe.text import encoding
 from mtf_moe.text import sentencepiece_graph
 from mtf_moe.text import text_files
 
@@ -33,6 +36,10 @@ _NUM_RESERVED_IDS = 3
 # SentencePiece writes a space as this character. A text that contains the
 # character itself would lose it, so it must travel as bytes instead.
 _SPACE_MARK = "\u2581"
+
+# Longer texts are encoded in blocks of about this many characters, since it
+# takes memory: SentencePiece some 45 bytes a character, a list of ids 8 to 36.
+_BLOCK_CHARS = 2**16
 
 
 _as_operations = False
@@ -67,6 +74,11 @@ class ByteVocabulary(mtf_vocabulary.Vocabulary):
   def encode(self, s):
     """Turns a string into a list of integers, without an end-of-document id."""
     return [byte + _NUM_RESERVED_IDS for byte in s.encode("utf-8")]
+
+  def blocks(self, text):
+    """Cuts a string into a list of those that may be encoded one by one."""
+    return [text[start:start + _BLOCK_CHARS]
+            for start in range(0, len(text), _BLOCK_CHARS)]
 
   def decode(self, ids):
     """Turns integers into a string, U+FFFD for bytes that are not UTF-8."""
@@ -113,6 +125,17 @@ class SentencePieceVocabulary(mtf_vocabulary.Vocabulary):
     self._path = path
     self._processor = _load_sentencepiece(path)
     self._mark_as_bytes = self._ids_of_space_mark()
+    self._lines_are_apart = self._encodes_each_line_by_itself()
+
+  @property
+  def path(self):
+    """The path of the model file."""
+    return self._path
+
+  @property
+  def fingerprint(self):
+    """A string that differs between models."""
+    return hashlib.sha256(self._processor.serialized_model_proto()).hexdigest()
 
   @property
   def vocab_size(self):
@@ -128,6 +151,20 @@ class SentencePieceVocabulary(mtf_vocabulary.Vocabulary):
     for part in others:
       ids += self._mark_as_bytes + self._processor.encode(part)
     return ids
+
+  def blocks(self, text):
+    """Cuts a string, at ends of lines, into a list as `ByteVocabulary` does."""
+    if len(text) <= _BLOCK_CHARS or not self._lines_are_apart:
+      return [text]
+    blocks = []
+    start = 0
+    while start < len(text):
+      whole = start + _BLOCK_CHARS
+      end = (text.rfind("\n", start, whole) + 1
+             or text.find("\n", whole) + 1 or len(text))
+      blocks.append(text[start:end])
+      start = end
+    return blocks
 
   def decode(self, ids):
     """Turns integers into a string, U+FFFD for bytes that are not UTF-8."""
@@ -179,6 +216,16 @@ class SentencePieceVocabulary(mtf_vocabulary.Vocabulary):
            for byte in _SPACE_MARK.encode("utf-8")]
     has_bytes = all(self._processor.is_byte(i) for i in ids)
     return ids if keeps_spaces and has_bytes else []
+
+
+  def _encodes_each_line_by_itself(self):
+    """Whether a text's ids are those of its lines, whatever the lines are."""
+    encode = self._processor.encode
+    pieces = self._processor.id_to_piece(list(range(self.vocab_size)))
+    # Some models add or take away spaces where a text begins or ends.
+    return (not any("\n" in piece for piece in pieces)
+            and encode("\n") == [self._processor.piece_to_id("<0x0A>")]
+            and encode(" a \n b ") == encode(" a \n") + encode(" b "))
 
 
 def _import_sentencepiece():
@@ -334,8 +381,9 @@ def _main(argv):
   vocabulary = SentencePieceVocabulary(args.model)
   documents = text_files.read_documents(args.files, "--files")
   num_bytes = sum(document.num_bytes for document in documents)
-  num_tokens = sum(len(vocabulary.encode(document.text))
-                   for document in documents)
+  with console.opened():
+    tokens = encoding.encode(documents, vocabulary, EOS_ID)
+  num_tokens = sum(tokens.lengths - 1)  # Without the ends of documents.
   print(f"{args.model}: {vocabulary.vocab_size} ids, trained on "
         f"{len(documents)} files, {num_bytes} bytes, {num_tokens} tokens, "
         f"{num_bytes / num_tokens:.3f} bytes per token")

@@ -233,7 +233,7 @@ def _data(run):
   if run.get("train_dataset_fn") is text_data.text_dataset:
     files = gin.get_bindings("mtf_moe.text_dataset").get(
         "files") or text_files.TextFiles()
-    data["TextFiles.held_out"] = files.held_out
+    data["TextFiles.held_out"] = gin_bindings.described(files.held_out)
     data["TextFiles.glob"] = fingerprints.of_text(files)
   return data
 

@@ -1,5 +1,6 @@
 """Local text as a data set: windows, order, parts, sizes, and errors."""
 
+import importlib.util
 import itertools
 import math
 import os
@@ -14,6 +15,7 @@ import tensorflow.compat.v1 as tf
 from mtf_moe.text import text_data
 from mtf_moe.text.text_files import TextFiles
 from mtf_moe.text.vocabulary import ByteVocabulary
+from tests import gin_config
 
 A, B, C, D, E, F = (ord(letter) + 3 for letter in "abcdef")
 EOS = 1
@@ -181,6 +183,20 @@ def test_a_list_of_patterns_gives_each_file_once(write, tmp_path):
   assert [d.text for d in held_out] == ["efab"]
 
 
+def test_paths_and_lists_hold_out_files(write, tmp_path):
+  pattern = write(f1="abcd", f2="bcde", f3="cdef", f4="defa")
+  for held_out, expected in [
+      (str(tmp_path / "f[13]*"), ["f1.txt", "f3.txt"]),
+      (f"{tmp_path}/**/f2.txt", ["f2.txt"]),
+      (["f4*", f"{tmp_path}/f1.txt", "f1*"], ["f1.txt", "f4.txt"])]:
+    files = TextFiles(pattern, held_out=held_out)
+    assert hash(files) == hash(TextFiles(pattern, held_out=held_out))
+    train, held = files.read()
+    assert [os.path.basename(d.path) for d in held] == expected
+    assert len(train) == 4 - len(held)
+    assert not {d.path for d in train} & {d.path for d in held}
+
+
 def test_every_held_out_token_is_evaluated_once(write):
   # "é" has two bytes: 3 * 12 bytes and 2 ends, 38 tokens, 8 windows of 5.
   files = TextFiles(
@@ -259,7 +275,26 @@ def test_state_of_the_union():
   assert size.num_tokens == size.num_bytes + len(recent)
 
 
+def test_python_code():
+  gin_config.parse(["data/python_code.gin"])
+  files = TextFiles()
+  if importlib.util.find_spec("yt_dlp") is None:
+    with pytest.raises(ValueError, match=(
+        r"which is not installed\. Install it with `pip install "
+        r"'mtf_moe\[study\]'`, or give")):
+      files.read()
+    return
+  train, held_out = files.read()
+  assert (len(train), len(held_out)) == (7004, 216)
+  assert sum(document.num_bytes for document in train) == 96_645_112
+  assert sum(document.num_bytes for document in held_out) == 3_741_282
+
+
 @pytest.mark.parametrize(("held_out", "message"), [
+    ("no/g*", r"TextFiles\.held_out='no/g\*' matches no file \(looked for /"),
+    (["f1*", ""], r"TextFiles\.held_out=\('f1\*', ''\) is not allowed"),
+    ([], r"TextFiles\.held_out=\(\) is not allowed"),
+    (["f1*", "f2*"], r"TextFiles\.held_out=\('f1\*', 'f2\*'\) matches every"),
     ("g*", r"TextFiles\.held_out='g\*' matches none of the 2 files.*'f1\.txt'"),
     ("*", r"TextFiles\.held_out='\*' matches every one of the 2 files"),
     (0.0, r"TextFiles\.held_out=0\.0 is not allowed.*above 0 and below 1"),
@@ -294,7 +329,9 @@ def test_a_vocabulary_that_does_not_encode(write):
     ([], r"TextFiles\.glob=\(\) names no file"),
     (["a.txt", 3], r"TextFiles\.glob=\('a.txt', 3\) names no file"),
     (1815, r"TextFiles\.glob=1815 names no file"),
-    ("package:no_such_package/*.txt", "'no_such_package', which is not inst"),
+    ("package:no_such_package/*.txt",
+     "'no_such_package', which is not installed. Install it with `pip install "
+     "no_such_package`, or give the path"),
     ("package:/etc/*.txt", "package '', which is not installed"),
     ("package:mtf_moe/*.nothing", "matches no file"),
 ])

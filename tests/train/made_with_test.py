@@ -194,6 +194,22 @@ def test_what_may_be_changed_is_passed_over(bindings, files, trained, heard):
   assert not heard
 
 
+def test_a_list_of_what_is_held_out_is_as_it_was(trained, tmp_path, heard):
+  shutil.copytree(trained.directory, tmp_path / "copy")
+  path = tmp_path / "copy" / made_with.FILE
+  kept = path.read_text()
+  assert '"TextFiles.held_out": 0.2' in kept
+  path.write_text(kept.replace(
+      '"TextFiles.held_out": 0.2', '"TextFiles.held_out": ["o*"]'))
+  model = small_models.Model(f"{tmp_path}/copy", trained.files, [
+      trained.bindings[0].replace("text.txt", "*.txt"),
+      "TextFiles.held_out = ['o*']", *trained.bindings[2:]])
+  check(model)
+  line, = heard
+  assert "TextFiles.glob" in line
+  assert "held_out" not in line
+
+
 @pytest.mark.parametrize("files, bindings, said", [
     ([PERPLEXITY], ["other text"], r"say: .*TextFiles\.glob = bytes 1400, con"),
     ([], ["other text"], r"warn: .*TextFiles\.glob = bytes 1400, content"),
