@@ -4,6 +4,8 @@ A mistake in a configuration should cost seconds and name the gin parameter; in
 the middle of a TPUEstimator it costs minutes and names a tensor.
 """
 
+from collections.abc import Sequence
+import dataclasses
 import math
 import os
 
@@ -55,15 +57,20 @@ def check_configuration(model_dir: str) -> ConfiguredModel | None:
     export.check_vocabularies(vocabulary)
   configured = ConfiguredModel.from_gin()
   if configured is not None:
-    _check_data(configured)
+    configured = dataclasses.replace(
+        configured, data_features=_check_data(configured))
     _ = configured.variables  # Builds it.
     if run_mode.get() == "train":
       _ = configured.training_graph
   return configured
 
 
-def _check_data(configured):
-  """Makes the data set of a mode that has one, and throws it away."""
+def _check_data(configured) -> Sequence[str] | None:
+  """Makes the data set of a mode that has one, and throws it away.
+
+  Returns:
+    the names of its features that a model may read, if they are known
+  """
   run = configured.run
   dataset_fn = run.get("train_dataset_fn")
   if dataset_fn is not None and run_mode.get() in ("train", "perplexity_eval"):
@@ -71,14 +78,15 @@ def _check_data(configured):
       dataset = dataset_fn(
           sequence_length=configured.lengths, vocabulary=run.get("vocabulary"),
           dataset_split=run.get("dataset_split", "train"))
-      _check_features(dataset, run.get("model_type", "bitransformer"))
+      features = getattr(dataset, "element_spec", None)
+      if isinstance(features, dict):
+        _check_features(features, run.get("model_type", "bitransformer"))
+        return [name for name in utils._MODEL_FEATURES if name in features]
+  return None
 
 
-def _check_features(dataset, model_type):
+def _check_features(features, model_type):
   """Sees that the data has what the type of model reads, and no more."""
-  features = getattr(dataset, "element_spec", None)
-  if not isinstance(features, dict):
-    return
   wanted = {"targets"} if model_type == "lm" else {"inputs", "targets"}
   there = {"inputs", "targets"} & features.keys()
   if there == wanted:
