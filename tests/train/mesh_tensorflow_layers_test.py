@@ -1,7 +1,6 @@
 """Models whose layers are mesh_tensorflow's own train, plan and report."""
 
 import gin
-import mesh_tensorflow as mtf
 from mesh_tensorflow.transformer import moe
 from mesh_tensorflow.transformer import transformer
 import pytest
