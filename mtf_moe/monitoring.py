@@ -21,7 +21,8 @@ MAX_EXPERTS_SHOWN = 64
 
 
 def record(levels: Sequence[SizedLevel], routings: Sequence[routing.Routing],
-           finite: mtf.Tensor, outputs: Sequence[mtf.Tensor]):
+           finite: mtf.Tensor, outputs: Sequence[mtf.Tensor],
+           loss: mtf.Tensor):
   """Adds summaries of a layer to the graph, as mtf does: scalars, by name.
 
   The names are those of `tags`, where the layer's is the current variable
@@ -29,20 +30,23 @@ def record(levels: Sequence[SizedLevel], routings: Sequence[routing.Routing],
 
   Of the whole layer there are "tokens/not_finite": how many tokens had NaN or
   infinite values and were set aside; "outputs/rms": the root of the mean square
-  of what the layer returns.
+  of what the layer returns; "loss/auxiliary": what it adds to the training
+  loss.
 
   Args:
     levels: the levels.
     routings: where the tokens of each go.
     finite: a Tensor [..., s], one at a token without such values.
     outputs: Tensors [..., n].
+    loss: a scalar.
   """
   finite = mtf.to_float(finite)
   squares = mtf.add_n([
       mtf.reduce_mean(mtf.square(mtf.to_float(one))) for one in outputs])
   _record(tags.LAYER, {
       tags.NOT_FINITE: float(finite.shape.size) - mtf.reduce_sum(finite),
-      tags.OUTPUTS: mtf.sqrt(squares * (1.0 / len(outputs)))})
+      tags.OUTPUTS: mtf.sqrt(squares * (1.0 / len(outputs))),
+      tags.AUXILIARY_LOSS: mtf.to_float(loss)})
   for level, routed in zip(levels, routings):
     _record(level.names.level, metrics(
         routed, [*reversed(level.experts_above), level.experts_unsplit]))

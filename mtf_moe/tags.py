@@ -19,6 +19,8 @@ LAYER = "layer"
 NOT_FINITE = "tokens/not_finite"
 ENTROPY = "router/entropy"
 OUTPUTS = "outputs/rms"
+# What a whole layer adds to the training loss.
+AUXILIARY_LOSS = "loss/auxiliary"
 MAX_LOAD = "load/max_over_mean"
 MIN_LOAD = "load/min_over_mean"
 # The share of one expert: its place at each level behind it, such as "2_0".

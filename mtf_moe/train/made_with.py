@@ -10,6 +10,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import re
 from typing import Any
 
 import gin
@@ -83,7 +84,7 @@ class MadeWith:
         {"run.optimizer": gin_bindings.described(_raw_run().get("optimizer"))},
         _vocabulary(run.get("vocabulary")), _data(run),
         _place(configured, run),
-        {"train_model.seed": _seed()}, _versions())
+        {"train_model.seed": _seed()}, versions())
 
   def flat(self) -> dict[str, Any]:
     """All settings, by name."""
@@ -113,11 +114,14 @@ class Record:
     began: a Beginning; None where all variables began at random.
     history: dicts, of runs that went on with other settings: "step" and
       "changed", from a name to what it was.
+    configuration: a fingerprint of all that the last run was configured with,
+      but for seeds and what has no say in what is learnt.
   """
 
   settings: MadeWith
   began: Beginning | None = None
   history: tuple[dict, ...] = ()
+  configuration: str | None = None
 
   def updated(self, now: MadeWith, step: int) -> "Record":
     """The file for a run that goes on from a step.
@@ -137,7 +141,7 @@ class Record:
     history = self.history
     if changed:
       history += ({"step": step, "changed": changed},)
-    return Record(now, self.began, history)
+    return Record(now, self.began, history, configuration_of(now))
 
 
 def read(model_dir: str) -> Record | None:
@@ -186,7 +190,38 @@ def _record(content):
   if began is not None:
     began = Beginning(str(began["init_checkpoint"]), int(began["step"]))
   return Record(
-      MadeWith(**settings), began, tuple(content.get("history", ())))
+      MadeWith(**settings), began, tuple(content.get("history", ())),
+      content.get("configuration"))
+
+
+# What is bound without a say in what is learnt; and seeds.
+_NOT_OF_CONFIGURATION = re.compile(
+    r"train_model\.(seed|max_minutes|seconds_per_line|steps_per_record|"
+    r"evaluate_at_end)|text_dataset\.shuffle_seed|"
+    r"run\.(save_checkpoints_steps|keep_checkpoint_max|eval_\w+|"
+    r"perplexity_eval_steps)|evaluate\.\w+|continue_prompts\.\w+|"
+    # Their contents count, which `MadeWith` has.
+    r"TextFiles\.glob|SentencePieceVocabulary\.path")
+
+
+def configuration_of(settings: MadeWith) -> str:
+  """A fingerprint of these settings and of all that gin binds.
+
+  Runs that differ in their seeds have the same.
+
+  Args:
+    settings: a MadeWith, of this run.
+  """
+  bound = dataclasses.replace(settings, seed={}, versions={}).flat()
+  bound.pop("text_dataset.shuffle_seed", None)
+  for line in gin.config_str(max_line_length=10 ** 6).splitlines():
+    name, is_binding, value = line.partition(" = ")
+    if is_binding and not name.startswith("#") and not (
+        _NOT_OF_CONFIGURATION.fullmatch(name)):
+      bound[f"gin {name}"] = value
+  return fingerprints.of_strings([
+      json.dumps([name, value], default=str)
+      for name, value in sorted(bound.items())])
 
 
 def _model(configured, run):
@@ -257,10 +292,11 @@ def _seed():
   return bindings.get("seed", 0)
 
 
-def _versions():
-  versions = {"tensorflow": tf.__version__}
+def versions() -> dict[str, str]:
+  """The releases of this package and of those that it stands on."""
+  found = {"tensorflow": tf.__version__}
   for package in _PACKAGES:
     # Run from a checkout, it may not be installed.
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      versions[package] = importlib.metadata.version(package)
-  return versions
+      found[package] = importlib.metadata.version(package)
+  return found

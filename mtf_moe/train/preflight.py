@@ -20,6 +20,7 @@ from mtf_moe.run import optimization
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import checkpoints
 from mtf_moe.train import differences
+from mtf_moe.train import evaluation
 from mtf_moe.train import export
 from mtf_moe.train import init_checkpoint
 from mtf_moe.train import made_with
@@ -62,6 +63,8 @@ def check_configuration(model_dir: str) -> ConfiguredModel | None:
     _ = configured.variables  # Builds it.
     if run_mode.get() == "train":
       _ = configured.training_graph
+      if evaluation.at_end():
+        evaluation.check_at_end(configured.run)
   return configured
 
 
@@ -218,14 +221,17 @@ def begin(
   if taken is not None:
     console.say(taken.told)
     _compare_beginning(taken.beginning, now)
-    return made_with.Record(now, taken.beginning)
+    return made_with.Record(
+        now, taken.beginning,
+        configuration=made_with.configuration_of(now))
   path = checkpoints.newest(model_dir)
   record = made_with.read(model_dir) if path is not None else None
   if path is not None:
     init_checkpoint.check_resumed(
         model_dir, record and record.began, configured)
   if record is None:
-    return made_with.Record(now)
+    return made_with.Record(
+        now, configuration=made_with.configuration_of(now))
   return record.updated(now, utils.get_step_from_checkpoint_path(path))
 
 

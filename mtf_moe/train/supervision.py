@@ -21,6 +21,8 @@ from mtf_moe.run.recording import Recorder
 from mtf_moe.train import checkpoints
 from mtf_moe.train import health
 from mtf_moe.train.progress import TrainingProgress
+from mtf_moe.train.results import Meter
+from mtf_moe.train.results import Training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Supervisor:
 
   def __init__(self, model_dir: str | None, layers: Sequence[LayerFacts] | None,
                progress: TrainingProgress, recorder: Recorder,
-               max_minutes: float | None = None):
+               meter: Meter, max_minutes: float | None = None):
     """Makes it.
 
     Args:
@@ -62,12 +64,14 @@ class Supervisor:
       layers: the mixtures of the model; None where they are not known.
       progress: shows how far training is.
       recorder: writes what is recorded.
+      meter: measures what training takes.
       max_minutes: a number, after how many to stop; None for no limit.
     """
     self.recorder = recorder
     self.wish = GO_ON
     self._model_dir = model_dir
     self._progress = progress
+    self._meter = meter
     self._losses = health.LossWatch(layers)
     self._origin = health.OriginWatch(layers)
     self._starvation = health.StarvationWatch(layers)
@@ -85,6 +89,8 @@ class Supervisor:
     """Starts the clock, before the step after `first_step`."""
     self._end = time.monotonic() + self._seconds
     self._progress.begin(first_step)
+    self._meter.begin(first_step)
+    self._last = first_step
     self._signals.wait()
 
   def observe(self, step: Step):
@@ -97,10 +103,12 @@ class Supervisor:
     if not math.isfinite(step.loss):
       raise self._not_finite(step)
     _warn(self._losses.observe(step.number, step.loss))
+    self._meter.observe(step.loss, step.records)
     if step.records:
       self.recorder.write(step.number, step.records)
       self._progress.show_balance(step.records)
       _warn(self._starvation.observe(step.number, step.records))
+    self._last = step.number
     self._progress.observe(step.number, step.loss)
     if self.wish == GO_ON:
       if self._signals.received:
@@ -117,6 +125,10 @@ class Supervisor:
     self.wish = wish
     what = self.received.name if self.received else "time is up"
     console.warn(f"{what}, in another process: saving, then stopping")
+
+  def measured(self) -> Training:
+    """What training has taken, up to the last step."""
+    return self._meter.end(self._last)
 
   def close(self):
     """Ends it, also where training ended by an error."""
