@@ -27,6 +27,9 @@ from mtf_moe.train import fingerprints
 from mtf_moe.train import run_mode
 
 FILE = "made_with.json"
+# Of the order of the data.
+SHUFFLE_SEED = "text_dataset.shuffle_seed"
+_DEFAULT_SHUFFLE_SEED = 0
 
 # Packages that are a model's own; what others define is a user's.
 _KNOWN = ("mesh_tensorflow.", "mtf_moe.")
@@ -85,6 +88,13 @@ class MadeWith:
         _vocabulary(run.get("vocabulary")), _data(run),
         _place(configured, run),
         {"train_model.seed": _seed()}, versions())
+
+  @property
+  def seeds(self) -> dict[str, Any]:
+    """Of all that is random, and of the order of text, by name."""
+    order = {SHUFFLE_SEED: self.data[SHUFFLE_SEED]} if (
+        SHUFFLE_SEED in self.data) else {}
+    return self.seed | order
 
   def flat(self) -> dict[str, Any]:
     """All settings, by name."""
@@ -186,6 +196,8 @@ def _record(content):
   """A Record of what the file has; sections that are unknown are left out."""
   names = [field.name for field in dataclasses.fields(MadeWith)]
   settings = {name: dict(content["settings"].get(name, {})) for name in names}
+  if "TextFiles.glob" in settings["data"]:  # Of text_dataset; older ones lack
+    settings["data"].setdefault(SHUFFLE_SEED, _DEFAULT_SHUFFLE_SEED)  # it.
   began = content.get("began")
   if began is not None:
     began = Beginning(str(began["init_checkpoint"]), int(began["step"]))
@@ -213,7 +225,7 @@ def configuration_of(settings: MadeWith) -> str:
     settings: a MadeWith, of this run.
   """
   bound = dataclasses.replace(settings, seed={}, versions={}).flat()
-  bound.pop("text_dataset.shuffle_seed", None)
+  bound.pop(SHUFFLE_SEED, None)
   for line in gin.config_str(max_line_length=10 ** 6).splitlines():
     name, is_binding, value = line.partition(" = ")
     if is_binding and not name.startswith("#") and not (
@@ -268,6 +280,7 @@ def _data(run):
   if run.get("train_dataset_fn") is text_data.text_dataset:
     files = gin.get_bindings("mtf_moe.text_dataset").get(
         "files") or text_files.TextFiles()
+    data.setdefault(SHUFFLE_SEED, _DEFAULT_SHUFFLE_SEED)
     data["TextFiles.held_out"] = files.held_out
     data["TextFiles.glob"] = fingerprints.of_text(files)
   return data

@@ -149,7 +149,7 @@ def append(model_dir: str, found: Mapping[str, Any]):
       "training": training and dataclasses.asdict(training),
       "cpu_seconds": round(time.process_time(), 3),
       "seconds": round(time.monotonic() - _BEGAN, 3),
-      "seeds": record and record.settings.seed,
+      "seeds": record and record.settings.seeds,
       "configuration": record and record.configuration,
       "versions": made_with.versions(),
       "written": datetime.datetime.now(datetime.UTC).isoformat(

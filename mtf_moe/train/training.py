@@ -50,7 +50,8 @@ def train_model(
     train_steps: an integer, the step to stop at.
     ensemble_inputs: an optional integer.
     seed: an integer, for all that is random, but on a TensorFlow TPU: initial
-      values, dropout, the second choices that a policy draws.
+      values, dropout, the second choices that a policy draws. The order of text
+      has a seed of its own, text_dataset.shuffle_seed.
     max_minutes: an optional float: stop after so many minutes of training,
       with a checkpoint, even if steps are left.
     seconds_per_line: a float, the time between two lines of progress where

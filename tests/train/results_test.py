@@ -48,7 +48,8 @@ def test_what_a_line_says(model):
   assert line["bits_per_byte"] == pytest.approx(
       line["nats_per_token"] * 201 / 200 / 0.6931472)
   assert line["tokens_seen"] == 3 * TOKENS_PER_STEP
-  assert line["seeds"]["train_model.seed"] == 5
+  assert line["seeds"] == {
+      "train_model.seed": 5, "text_dataset.shuffle_seed": 0}
   assert line["versions"].keys() >= {"tensorflow", "mesh-tensorflow"}
   training = line["training"]
   assert 0 < training["cpu_seconds"] < line["cpu_seconds"]
@@ -91,6 +92,7 @@ def test_a_configuration_is_the_same_for_all_seeds(model, tmp_path):
 
   first = configuration("first")
   assert configuration("seed", "train_model.seed = 6",
+                       "text_dataset.shuffle_seed = 1",
                        "train_model.max_minutes = 60") == first
   assert configuration("rate", "run.learning_rate_schedule = 0.03") != first
   assert configuration("capacity", "MoE2D.capacity_factor_train = 1.5") != first
