@@ -59,7 +59,10 @@ def at_end() -> bool:
   Raises:
     ValueError: if it is neither True nor False.
   """
-  value = gin_bindings.bound("mtf_moe.train_model", "evaluate_at_end", False)
+  try:
+    value = gin_bindings.bound("mtf_moe.train_model", "evaluate_at_end", False)
+  except ValueError:  # Another function trains.
+    return False
   if not isinstance(value, bool):
     raise ValueError(
         f"train_model.evaluate_at_end = {value!r} is neither on nor off: set "

@@ -9,7 +9,7 @@ whether records are due, tells what each step was, and stops when it is told to:
     supervisor.close()
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
 import signal
@@ -56,7 +56,8 @@ class Supervisor:
 
   def __init__(self, model_dir: str | None, layers: Sequence[LayerFacts] | None,
                progress: TrainingProgress, recorder: Recorder,
-               meter: Meter, max_minutes: float | None = None):
+               meter: Meter, max_minutes: float | None = None,
+               time_is_up: Callable[[int], str] = lambda step: "time is up"):
     """Makes it.
 
     Args:
@@ -66,6 +67,7 @@ class Supervisor:
       recorder: writes what is recorded.
       meter: measures what training takes.
       max_minutes: a number, after how many to stop; None for no limit.
+      time_is_up: what is said then, of the last step.
     """
     self.recorder = recorder
     self.wish = GO_ON
@@ -77,6 +79,7 @@ class Supervisor:
     self._starvation = health.StarvationWatch(layers)
     self._z_loss = health.z_loss_setting(layers)
     self._seconds = math.inf if max_minutes is None else 60 * max_minutes
+    self._time_is_up = time_is_up
     self._end = math.inf
     self._signals = _Signals()
 
@@ -116,7 +119,7 @@ class Supervisor:
         console.warn(f"{self.received.name}: saving, then stopping")
       elif time.monotonic() >= self._end:
         self.wish = TIME_IS_UP
-        console.say("time is up")
+        console.say(self._time_is_up(step.number))
 
   def follow(self, wish: int):
     """Takes over what processes have decided together."""

@@ -1,6 +1,7 @@
 """Training that can be watched, stopped and trusted."""
 
 import dataclasses
+import functools
 
 import gin
 from mesh_tensorflow.transformer import utils
@@ -18,6 +19,7 @@ from mtf_moe.train import reproducible
 from mtf_moe.train import results
 from mtf_moe.train import runtimes
 from mtf_moe.train import supervision
+from mtf_moe.train import time_limit
 
 
 class Stopped(Exception):
@@ -100,7 +102,8 @@ def train_model(
       recording.Recorder(model_dir, steps_per_record),
       results.Meter(results.read_training(model_dir) if model_dir else None,
                     start.data_step, tokens_per_step),
-      max_minutes)
+      max_minutes, functools.partial(
+          time_limit.told, train_steps=train_steps, max_minutes=max_minutes))
   try:
     utils.train_model(
         _on_devices(estimator, supervisor, seed, start.begins_from)
