@@ -50,6 +50,17 @@ class Dispatcher:
     """
     raise NotImplementedError
 
+  def collect(self, rows: mtf.Tensor) -> mtf.Tensor:
+    """Adds up what is in the slots of each token, without weights.
+
+    Args:
+      rows: a Tensor [x, <batch dims>, c, n].
+
+    Returns:
+      a Tensor [<batch dims>, s, n]
+    """
+    raise NotImplementedError
+
   def slot_weights(self) -> mtf.Tensor:
     """The weight of the token in each slot, 0 for an empty one.
 
@@ -92,6 +103,13 @@ class OneHotDispatcher(Dispatcher):
         [expert_outputs, self._combine_tensor],
         [*routed.batch_dims, routed.group_dim, expert_outputs.shape.dims[-1]])
 
+  def collect(self, rows):
+    routed, dtype = self._routed, self._dispatch_tensor.dtype
+    return mtf.cast(mtf.einsum(
+        [mtf.cast(rows, dtype), self._dispatch_tensor],
+        [*routed.batch_dims, routed.group_dim, rows.shape.dims[-1]]),
+                    rows.dtype)
+
   def slot_weights(self):
     return mtf.reduce_sum(
         self._combine_tensor, output_shape=self._routed.slot_dims)
@@ -110,6 +128,9 @@ class IndexDispatcher(Dispatcher):
 
   def combine(self, expert_outputs):
     return slots.sum_of_slots(self._table, expert_outputs, self._weights)
+
+  def collect(self, rows):
+    return slots.sum_of_slots(self._table, rows)
 
   def slot_weights(self):
     return self._weights

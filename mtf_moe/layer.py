@@ -251,13 +251,14 @@ def apply(
   layer_records.add(
       inputs.graph, called=called, levels=tuple(levels), hparams=hparams,
       batch_dims=tuple(batch_dims), length=l, mesh=mesh)
+  loss = _auxiliary_loss(routings, hparams, inputs.dtype)
   # Inside the loop over microbatches there is nothing that could be recorded.
   if train and hparams.moe_summaries and (num_microbatches or 1) == 1:
-    monitoring.record(levels, routings, finite, outputs)
+    monitoring.record(levels, routings, finite, outputs, loss,
+                      hparams.moe_dispatch)
   outputs = [mtf.reshape(one, given_dims + one.shape.dims[-1:])
              for one in outputs]
-  return (outputs if len(outputs) > 1 else outputs[0],
-          _auxiliary_loss(routings, hparams, inputs.dtype))
+  return outputs if len(outputs) > 1 else outputs[0], loss
 
 
 @dataclasses.dataclass(frozen=True)

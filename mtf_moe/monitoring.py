@@ -11,6 +11,7 @@ import mesh_tensorflow as mtf
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from mtf_moe import dispatch
 from mtf_moe import tags
 from mtf_moe.gating import routing
 from mtf_moe.levels import SizedLevel
@@ -21,7 +22,8 @@ MAX_EXPERTS_SHOWN = 64
 
 
 def record(levels: Sequence[SizedLevel], routings: Sequence[routing.Routing],
-           finite: mtf.Tensor, outputs: Sequence[mtf.Tensor]):
+           finite: mtf.Tensor, outputs: Sequence[mtf.Tensor],
+           loss: mtf.Tensor, moves: str):
   """Adds summaries of a layer to the graph, as mtf does: scalars, by name.
 
   The names are those of `tags`, where the layer's is the current variable
@@ -29,20 +31,25 @@ def record(levels: Sequence[SizedLevel], routings: Sequence[routing.Routing],
 
   Of the whole layer there are "tokens/not_finite": how many tokens had NaN or
   infinite values and were set aside; "outputs/rms": the root of the mean square
-  of what the layer returns.
+  of what the layer returns; "loss/auxiliary": what it adds to the training
+  loss; and the entries of `reached`.
 
   Args:
     levels: the levels.
     routings: where the tokens of each go.
     finite: a Tensor [..., s], one at a token without such values.
     outputs: Tensors [..., n].
+    loss: a scalar.
+    moves: how tokens move, a name in `dispatch.DISPATCHERS`.
   """
   finite = mtf.to_float(finite)
   squares = mtf.add_n([
       mtf.reduce_mean(mtf.square(mtf.to_float(one))) for one in outputs])
   _record(tags.LAYER, {
       tags.NOT_FINITE: float(finite.shape.size) - mtf.reduce_sum(finite),
-      tags.OUTPUTS: mtf.sqrt(squares * (1.0 / len(outputs)))})
+      tags.OUTPUTS: mtf.sqrt(squares * (1.0 / len(outputs))),
+      tags.AUXILIARY_LOSS: mtf.to_float(loss),
+      **reached(levels, routings, outputs[0].dtype, moves)})
   for level, routed in zip(levels, routings):
     _record(level.names.level, metrics(
         routed, [*reversed(level.experts_above), level.experts_unsplit]))
@@ -151,6 +158,54 @@ def ledger(routed: routing.Routing):
       "slots": constant(num_slots),
       "slots/empty": float(num_slots) - kept,
   }
+
+
+def reached(levels: Sequence[SizedLevel], routings: Sequence[routing.Routing],
+            dtype, moves: str) -> dict[str, mtf.Tensor]:
+  """Which experts tokens reach in the end, through all levels.
+
+  What a level drops takes with it all that the levels below would have done.
+  Counts are added up on the way back, as results are.
+
+  Args:
+    levels: the levels.
+    routings: where the tokens of each go.
+    dtype: a tf.DType, that of the tokens on their way.
+    moves: how they move, a name in `dispatch.DISPATCHERS`.
+
+  Returns:
+    a dict from name to float32 scalar: counts of tokens, "tokens/used" (no
+    padding), "tokens/no_expert" and "tokens/fewer_experts" (some of those that
+    they chose, not all); "tokens/experts_each", how many experts a token
+    reaches, on average. A shared expert does not count.
+  """
+  both = mtf.Dimension("reached_and_lost", 2)
+  counts = None  # Of the level below, [x1, h0, t, 2].
+  for level, routed in zip(reversed(levels), reversed(routings)):
+    move = dispatch.DISPATCHERS[moves](routed, dtype)
+    if counts is None:
+      one = mtf.one_hot(
+          mtf.constant(routed.gates.mesh, 0, mtf.Shape([]), tf.int32), both)
+      in_slots = mtf.broadcast(
+          one, mtf.Shape([*routed.slot_dims, both]))  # [x, a0, g1, c, 2]
+    else:
+      in_slots = level.to_groups(mtf.reshape(counts, mtf.Shape([
+          level.experts, *level.batch_dims, level.groups_unsplit,
+          level.capacity, both])))
+    lost = routed.lost()  # [a0, g1, s]
+    counts = move.collect(in_slots) + mtf.stack(
+        [mtf.zeros_like(lost), lost], both.name, axis=lost.shape.ndims)
+  number, lost = mtf.unstack(counts, both)  # [a0, g1, s]
+  used = mtf.to_float(mtf.greater(routing.importance(routings[0]), 0.0))
+  any_reached = mtf.to_float(mtf.greater(number, 0.0))
+  some_lost = mtf.to_float(mtf.greater(lost, 0.0))
+  num_used = mtf.reduce_sum(used)
+  return {
+      tags.USED: num_used,
+      tags.NO_EXPERT: mtf.reduce_sum(used * (1.0 - any_reached)),
+      tags.FEWER_EXPERTS: mtf.reduce_sum(used * any_reached * some_lost),
+      tags.EXPERTS_EACH:
+          mtf.reduce_sum(used * number) / mtf.maximum(num_used, 1.0)}
 
 
 def balance(routed: routing.Routing, expert_dims: Sequence[mtf.Dimension]):

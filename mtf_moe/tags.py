@@ -19,6 +19,15 @@ LAYER = "layer"
 NOT_FINITE = "tokens/not_finite"
 ENTROPY = "router/entropy"
 OUTPUTS = "outputs/rms"
+# Of a whole layer, through all its levels: the tokens that are no padding; of
+# them, those that no expert processed, and those that some did, and others that
+# they had chosen did not; how many experts processed one, on average.
+USED = "tokens/used"
+NO_EXPERT = "tokens/no_expert"
+FEWER_EXPERTS = "tokens/fewer_experts"
+EXPERTS_EACH = "tokens/experts_each"
+# What a whole layer adds to the training loss.
+AUXILIARY_LOSS = "loss/auxiliary"
 MAX_LOAD = "load/max_over_mean"
 MIN_LOAD = "load/min_over_mean"
 # The share of one expert: its place at each level behind it, such as "2_0".

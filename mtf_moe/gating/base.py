@@ -101,6 +101,7 @@ def route(
           choice.experts, choice.weights, wanted, experts_dim, capacity_dim,
           fill_order.priority(gates, experts_dim, settings)),
       importance_below=_importance_below(found, choice, settings, asked.router),
+      tries_again=found.tries_again,
       **shared)
 
 

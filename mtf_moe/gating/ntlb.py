@@ -17,6 +17,8 @@ class NoTokenLeftBehind(switch.SwitchFamily):
   second one, and so on. The weight is the gate as it is.
   """
 
+  tries_again = True
+
   def prepare_inputs(self, inputs, settings, train):
     if settings.switch_policy(train) == "input_dropout":
       return inputs

@@ -181,11 +181,14 @@ class Router:
       None where none does.
     has_logits: whether it chooses by a linear layer of the tokens. Without,
       there is no such layer, and its logits are zeros.
+    tries_again: whether a choice is there for when the one before finds no
+      slot, and not beside it.
   """
 
   needs_whole_sequences = False
   balanced_by: str | None = "loss_coef"
   has_logits = True
+  tries_again = False
 
   def prepare_inputs(self, inputs: mtf.Tensor, settings, train: bool
                      ) -> mtf.Tensor:

@@ -28,6 +28,8 @@ class Choice:
       result; 0 where the choice is not used or did not fit into the buffer.
     demand: float32 [..., x], how many tokens of the group wanted each expert.
     load: float32 [..., x], how many of them got a slot.
+    wanted: float32 [..., s], above zero where a token wanted it.
+    kept: float32 [..., s], one where that got a slot.
   """
 
   expert: mtf.Tensor
@@ -35,6 +37,8 @@ class Choice:
   weight: mtf.Tensor
   demand: mtf.Tensor
   load: mtf.Tensor
+  wanted: mtf.Tensor
+  kept: mtf.Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +140,14 @@ class Routing:
     """How many tokens wanted each expert, before any was dropped: [..., x]."""
     raise NotImplementedError
 
+  def lost(self) -> mtf.Tensor:
+    """How many experts that a token wanted had no slot for it: [..., s].
+
+    None of those that choose tokens, which want none.
+    """
+    return mtf.zeros(
+        self.gates.mesh, mtf.Shape(self.gates.shape.dims[:-1]), tf.float32)
+
   def tally(self) -> dict[str, mtf.Tensor]:
     """What became of choices, by name: counts, float32 scalars."""
     raise NotImplementedError
@@ -150,10 +162,12 @@ class TokenRouting(Routing):
       preference.
     importance_below: what each choice counts at the next level, or None for 1
       where the weight is above 0.5, else 0.5.
+    tries_again: whether a choice that found no slot is made up for by the next.
   """
 
   choices: tuple[Choice, ...] = ()
   importance_below: tuple[float, ...] | None = None
+  tries_again: bool = False
 
   def combine_tensor(self, dtype):
     weights = [
@@ -190,6 +204,12 @@ class TokenRouting(Routing):
 
   def demand(self):
     return mtf.add_n([choice.demand for choice in self.choices])
+
+  def lost(self):
+    choices = self.choices[-1:] if self.tries_again else self.choices
+    return mtf.add_n([
+        mtf.to_float(mtf.greater(choice.wanted, 0.0)) * (1.0 - choice.kept)
+        for choice in choices])
 
   def tally(self):
     entries = {}
@@ -316,9 +336,10 @@ def fill_buffers(
       splittable_dims=batch_dims, grad_function=0, name="fill_buffers")
   return tuple(
       Choice(expert=expert, position=position, demand=demand, load=load,
-             weight=_weight_if_kept(gate, kept))
-      for expert, gate, position, kept, demand, load in zip(
-          experts, gates, *(filled[i:i + k] for i in range(0, 4 * k, k))))
+             weight=_weight_if_kept(gate, kept), wanted=wants, kept=kept)
+      for expert, gate, wants, position, kept, demand, load in zip(
+          experts, gates, wanted,
+          *(filled[i:i + k] for i in range(0, 4 * k, k))))
 
 
 def _weight_if_kept(gate, kept):

@@ -23,6 +23,7 @@ from mtf_moe.plan import planning
 from mtf_moe.run import configured_step
 from mtf_moe.run import console
 from mtf_moe.run import mistakes
+from mtf_moe.run import patches
 
 FLAGS = flags.FLAGS
 
@@ -40,7 +41,7 @@ _PROGRAM = "mtf_moe.plan"
 @mistakes.told(_PROGRAM)
 def main(argv):
   del argv
-  with console.opened():
+  with console.opened(), patches.our_layer_of_one_level():
     configured = configured_step.read()
     if FLAGS.suggest:
       if FLAGS.compile_for:

@@ -64,7 +64,7 @@ def compile_for(configured: ConfiguredModel, topology: Topology
   target = Target(topology.name, topology.chip, len(topology.devices),
                   topology.hbm_bytes)
   module, manifest = exporting.export(
-      configured_lib.program(configured, seed=0))
+      configured_lib.program(configured, 0, configured.data_dims))
   lowered = ShardedStep(module, manifest, topology.devices).lower()
   began = time.monotonic()
   try:

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import re
 
+from mtf_moe import layer_records
 from mtf_moe.plan import activations
 from mtf_moe.plan import step as step_lib
 
@@ -105,8 +106,7 @@ def count(step: step_lib.LoweredStep) -> Costs:
       tokens=configured.num_sequences * max(configured.lengths.values()),
       microbatches=configured.num_microbatches,
       parameters=dict(parameters),
-      expert_parameters=sum(
-          v.shape.size for v in step.model_variables if is_experts(v)),
+      expert_parameters=sum(v.shape.size for v in _of_experts(step)),
       flops=2 * products,
       variable_bytes=_bytes_on_a_core(step.model_variables, impl),
       slot_bytes=_bytes_on_a_core(step.slot_variables, impl),
@@ -114,9 +114,15 @@ def count(step: step_lib.LoweredStep) -> Costs:
       traffic=_traffic(impl.collectives, repeats))
 
 
-def is_experts(variable) -> bool:
-  """Whether every expert has its own part of a variable."""
-  return {"expert_x", "expert_y"} <= set(variable.shape.dimension_names)
+def _of_experts(step):
+  """The variables of which every expert has a part of its own."""
+  mixtures = {
+      f"{record.scope}/": {dim.name for dim in record.levels[-1].expert_dims}
+      for record in layer_records.of(step.graph)}
+  return [variable for variable in step.model_variables
+          if any(variable.name.startswith(scope)
+                 and experts <= set(variable.shape.dimension_names)
+                 for scope, experts in mixtures.items())]
 
 
 def _layer(name):

@@ -37,8 +37,12 @@ def check(configured, records: Sequence[LayerRecord], mixtures: list[Mixture],
   for record in _of_different_levels(records):
     findings += _unsplit_experts(configured, record.levels)
     findings += _different_axes(configured, record.levels)
-  findings += rules_for_nothing(configured.rules, dimension_names)
-  findings += _gathered(costs)
+  # Along these, rules split nothing, and nothing is gathered.
+  of_size_1 = {dim.name for dim in configured.mesh_shape.dims if dim.size == 1}
+  findings += rules_for_nothing(
+      {dim: axis for dim, axis in configured.rules.items()
+       if axis not in of_size_1}, dimension_names)
+  findings += _gathered(costs, of_size_1)
   for mixture in mixtures:
     record = by_scope[mixture.layers[0]]
     for number, level in enumerate(mixture.levels):
@@ -106,14 +110,15 @@ def rules_for_nothing(rules, dimension_names) -> list[str]:
       for dim, axis in rules.items() if dim not in dimension_names]
 
 
-def _gathered(costs):
+def _gathered(costs, of_size_1):
   return [
       f"{t.count} all-concats along {', '.join(t.axes)} gather "
       f"{t.bytes / 2 ** 20:,.1f} MiB on every core in a step: a dimension is "
       "split for one operation, and not, or over another mesh dimension, for "
       "the next."
       for t in costs.traffic
-      if t.kind == "all-concat" and t.bytes > _MUCH_GATHERED]
+      if t.kind == "all-concat" and t.bytes > _MUCH_GATHERED
+      and not of_size_1.issuperset(t.axes)]
 
 
 def _sizes(number, sizes: LevelSizes, record):

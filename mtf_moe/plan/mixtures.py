@@ -14,6 +14,7 @@ import tensorflow.compat.v1 as tf
 from mtf_moe import gating
 from mtf_moe import layer
 from mtf_moe import monitoring
+from mtf_moe import tags
 from mtf_moe.layer_records import LayerRecord
 
 # Of the tokens whose routing is tried out, as many as make these groups at the
@@ -69,13 +70,20 @@ class Balanced:
   Attributes:
     empty_slots: of the slots of the experts' buffers, which are those of the
       last level.
-    lost_tokens: of the tokens, those that reach no expert.
+    lost_tokens: of the tokens, those that reach no expert, by none of their
+      choices at any level.
     experts_per_token: how many a token reaches, on average.
+    fewer_experts: of the tokens, those that reach some expert, but not all that
+      they choose.
+    first_choices_lost: of the first choices at each level, those that find no
+      slot; None where tokens do not choose.
   """
 
   empty_slots: float
   lost_tokens: float
   experts_per_token: float
+  fewer_experts: float = 0.0
+  first_choices_lost: tuple[float | None, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,11 +195,12 @@ def balanced(levels, hparams) -> Balanced:
         [dataclasses.replace(level, settings=dataclasses.replace(
             level.settings, word_embed_mode=None)) for level in levels],
         layer.Arrivals(tokens, mtf.ones(mesh, token_dims), None, lambda: ids))
-    counts = monitoring.ledger(routings[-1])
+    ledgers = list(map(monitoring.ledger, routings))
+    reached = monitoring.reached(levels, routings, tf.float32, "index")
     lost = mtf.reduce_mean(mtf.to_float(mtf.equal(outputs, 0.0)))
     lowering = mtf.Lowering(graph, {mesh: _one_slice()}, autostack=False)
-    fetches = [lowering.export_to_tf_tensor(t) for t in (
-        counts["slots/empty"], counts["slots"], lost)]
+    fetches = tf.nest.map_structure(
+        lowering.export_to_tf_tensor, (ledgers, reached, lost))
     with tf.Session() as session:
       session.run(tf.global_variables_initializer())
       for variable in tf.global_variables():
@@ -199,10 +208,20 @@ def balanced(levels, hparams) -> Balanced:
         if (kernel := kernels.get(variable.op.name)) is not None:
           variable.load(kernel.reshape(variable.shape), session)
       session.run(lowering.copy_masters_to_slices())
-      empty, slots, lost = session.run(fetches)
+      ledgers, reached, lost = session.run(fetches)
   num_tokens = shape.size / depth.size
+  slots, empty = ledgers[-1]["slots"], ledgers[-1]["slots/empty"]
   return Balanced(
-      float(empty / slots), float(lost), float((slots - empty) / num_tokens))
+      float(empty / slots), float(lost), float((slots - empty) / num_tokens),
+      float(reached[tags.FEWER_EXPERTS] / num_tokens),
+      tuple(map(_first_choices_lost, ledgers)))
+
+
+def _first_choices_lost(ledger):
+  dropped = ledger.get("choices_1/dropped")
+  if dropped is None:
+    return None
+  return float(dropped / max(ledger["choices_1/kept"] + dropped, 1))
 
 
 def _some_groups(levels):

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+from mtf_moe import tags
 from mtf_moe.plan import compiled as compiled_lib
 from mtf_moe.plan import costs as costs_lib
 from mtf_moe.plan import mixtures as mixtures_lib
@@ -107,6 +108,19 @@ class Plan:
                 self.costs.parameters.items(), key=lambda item: item[1]))]
 
 
+def _choices_lost(mixture):
+  """A line on what is lost of tokens that may still reach an expert."""
+  balanced = mixture.balanced
+  by_level = [
+      f"{share:.1%} at {tags.title_of(level.name)}" for level, share in zip(
+          mixture.levels, balanced.first_choices_lost) if share is not None]
+  if not by_level:
+    return []
+  return [
+      f"{balanced.fewer_experts:.1%} of tokens reach fewer experts than they "
+      f"choose; of first choices, {', '.join(by_level)} find no slot"]
+
+
 def _mixture_text(mixture):
   rows = [
       [s.name, s.router, s.groups, s.group_size_text, s.experts, s.capacity,
@@ -122,6 +136,9 @@ def _mixture_text(mixture):
       f"if balanced: a token reaches {balanced.experts_per_token:.2f} experts "
       f"on average, {balanced.lost_tokens:.1%} of them reach none; "
       f"{balanced.empty_slots:.1%} of experts' slots stay empty",
+      *_choices_lost(mixture),
+      "(tried out on tokens that like all experts equally, each for itself: "
+      "where a router has favourites, or neighbours are alike, more is lost)",
       f"experts compute {mixture.slots_per_token:.3g} slots for each token in "
       f"training, and {mixture.slots_per_token_in_use:.3g} in scoring, "
       "decoding and export (dropless_inference)"])

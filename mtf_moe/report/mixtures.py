@@ -58,7 +58,7 @@ class Level:
   @property
   def recent(self) -> slice:
     """The last records: at most five, and at most half of all."""
-    return slice(-max(1, min(_RECENT, len(self.steps) // 2)), None)
+    return _recent(len(self.steps))
 
   def lost_now(self) -> float:
     """The share that no expert took, of the tokens that are no padding."""
@@ -89,6 +89,21 @@ class Level:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reached:
+  """What became of the tokens of a whole layer, as shares and means.
+
+  Attributes:
+    none: of the tokens that are no padding, those that no expert processed.
+    fewer: likewise, those that fewer did than they had chosen.
+    experts_each: how many processed a token, on average.
+  """
+
+  none: float
+  fewer: float
+  experts_each: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Layer:
   """A mixture.
 
@@ -98,6 +113,7 @@ class Layer:
     title: with its place, such as "layer 1 (block_000/layer_001)".
     levels: the first one first.
     facts: what it is.
+    whole: of the whole layer, its series by metric.
   """
 
   path: str
@@ -105,6 +121,18 @@ class Layer:
   title: str
   levels: tuple[Level, ...]
   facts: LayerFacts | None = None
+  whole: dict[str, runs.Series] = dataclasses.field(default_factory=dict)
+
+  def reached_now(self) -> Reached | None:
+    """What became of its tokens lately; None in runs of earlier releases."""
+    names = (tags.USED, tags.NO_EXPERT, tags.FEWER_EXPERTS, tags.EXPERTS_EACH)
+    if not all(name in self.whole for name in names):
+      return None
+    used, none, fewer, each = (
+        series.values[_recent(len(series.values))].mean()
+        for series in (self.whole[name] for name in names))
+    return Reached(*(float(value / used) if used else 0.0
+                     for value in (none, fewer)), float(each))
 
   @property
   def level_names(self) -> list[str]:
@@ -128,6 +156,11 @@ class Layer:
         name, self.level_names.index(level.name) if level else 0)
 
 
+def _recent(number):
+  """The last of so many: at most five, and at most half of all."""
+  return slice(-max(1, min(_RECENT, number // 2)), None)
+
+
 def find(run: runs.Run) -> list[Layer]:
   """The mixtures of a run, in the order of the model.
 
@@ -137,9 +170,11 @@ def find(run: runs.Run) -> list[Layer]:
   Returns:
     a list of `Layer`s, empty where nothing was recorded of any
   """
-  recorded = {}
+  recorded, whole = {}, {}
   for name, tag in tags.parse(run.scalars).items():
-    if tag.level != tags.LAYER:
+    if tag.level == tags.LAYER:
+      whole.setdefault(tag.scope, {})[tag.metric] = run.scalars[name]
+    else:
       levels = recorded.setdefault(tag.scope, {})
       levels.setdefault(tag.level, {})[tag.metric] = run.scalars[name]
   paths = sorted(path for path, levels in recorded.items() if _is_whole(levels))
@@ -151,7 +186,8 @@ def find(run: runs.Run) -> list[Layer]:
     if facts is None or [level.name for level in facts.levels] != names:
       facts = older_runs.assumed(run, path, names)
     layers.append(Layer(path, label, title, tuple(
-        _level(name, recorded[path][name]) for name in names), facts))
+        _level(name, recorded[path][name]) for name in names), facts,
+                        whole.get(path, {})))
   return [layer for layer in layers
           if all(len(level.steps) for level in layer.levels)]
 

@@ -81,6 +81,14 @@ def _facts(run, layers):
         verdicts.percent(place.value),
         f"of {'what arrives there' if number else 'the tokens'}, in "
         f"{place.layer.title}, the worst"))
+  reached = [(found.none, found.experts_each, layer) for layer in layers
+             if (found := layer.reached_now())]
+  if reached:
+    none, each, layer = max(reached, key=lambda found: found[0])
+    facts.append((
+        "Without any expert", verdicts.percent(none),
+        f"of the tokens, in {layer.title}, the worst; {each:.2f} experts a "
+        "token there"))
   place = verdicts.least_balanced(layers)
   if not math.isnan(place.value):
     facts.append(("Worst balance", f"{place.value:.2f}",

@@ -14,6 +14,9 @@ from mtf_moe.run.layer_facts import Parameter
 GOOD, WARNING, NOTE = "good", "warning", "note"
 
 # Where a verdict turns: good below the first, a warning above the second.
+# Of tokens that no expert processes: those have nothing of the layer, where one
+# that lost a second choice has most of it.
+_NO_EXPERT = 0.05
 # Balanced routers with the default capacities lose few tokens at level one.
 # Below it, where slots are no more than the tokens that arrive, some loss is
 # usual, of second choices first.
@@ -141,8 +144,35 @@ def _smooth(values):
 
 
 def _lost(layers):
-  return [_lost_at(most_lost(layers, number), number)
-          for number in range(depth(layers))]
+  by_level = [_lost_at(most_lost(layers, number), number)
+              for number in range(depth(layers))]
+  reached = {layer.title: layer.reached_now() for layer in layers}
+  if None in reached.values():  # Of an earlier release.
+    return by_level
+  worst = max(layers, key=lambda layer: reached[layer.title].none)
+  now = reached[worst.title]
+  fewest = min(layers, key=lambda layer: reached[layer.title].experts_each)
+  says = (f"{percent(now.none)} of tokens reach no expert in {worst.title}, "
+          f"through all levels; {percent(now.fewer)} reach fewer than they "
+          f"chose. In {fewest.title}, a token has "
+          f"{reached[fewest.title].experts_each:.2f} experts on average")
+  if now.none <= _NO_EXPERT:
+    # What is lost beside that are second choices.
+    return [Verdict(GOOD, f"At most {says}.")]
+  place = _worst([(worst, level) for level in worst.levels],
+                 mixtures.Level.lost_now)
+  return [Verdict(WARNING, f"{says}. Most are lost at {place.level.title}"
+                  f"{_remedy(place)}."), *by_level]
+
+
+def _remedy(place):
+  """Why tokens are lost at a level, and what to do: the end of a sentence."""
+  imbalance = _imbalance(place.level)
+  if imbalance > _UNEVEN_LOSES:
+    # More slots would hardly help: those of other experts are empty.
+    return (f", as the busiest expert is wanted {imbalance:.1f} times as often "
+            f"as the average one: {place.to_balance}")
+  return f": raise {place.layer.parameter('capacity_factor', place.level)}"
 
 
 def _lost_at(place, number):
@@ -158,13 +188,7 @@ def _lost_at(place, number):
     return Verdict(
         NOTE, f"{says}: usual where slots are no more than arrivals. Fewer "
         f"would be with more {capacity}, at a higher cost.")
-  imbalance = _imbalance(place.level)
-  if imbalance > _UNEVEN_LOSES:
-    # More slots would hardly help: those of other experts are empty.
-    return Verdict(
-        WARNING, f"{says}, as the busiest expert is wanted {imbalance:.1f} "
-        f"times as often as the average one: {place.to_balance}.")
-  return Verdict(WARNING, f"{says}: raise {capacity}.")
+  return Verdict(WARNING, f"{says}{_remedy(place)}.")
 
 
 def _balance(layers):

@@ -35,6 +35,7 @@ class ConfiguredModel:
     layout: a mtf.LayoutRules.
     batch_dims: [batch] or [outer_batch, batch], as the model sees them.
     num_microbatches: into how many parts a training step cuts `batch`.
+    data_features: the names of what the data has; None where it is not at hand.
   """
 
   run: dict
@@ -43,6 +44,7 @@ class ConfiguredModel:
   layout: mtf.LayoutRules
   batch_dims: Sequence[mtf.Dimension]
   num_microbatches: int
+  data_features: Sequence[str] | None = None
 
   @classmethod
   def from_gin(
@@ -130,11 +132,25 @@ class ConfiguredModel:
     """Builds the model on one microbatch of zeros; see `loss_of`."""
     return self.loss_of({
         feature: mtf.zeros(mesh, self.microbatch_dims + [dim], tf.int32)
-        for feature, dim in self.feature_dims.items()}, mode)
+        for feature, dim in self.data_dims.items()}, mode)
+
+  @property
+  def data_dims(self) -> dict[str, mtf.Dimension]:
+    """The length of each feature of the data that a step is given.
+
+    Where it is not known what the data has: what the model cannot do without,
+    and where its sequences are. Text and packed data have those, and layers of
+    mesh_tensorflow do not train without them.
+    """
+    names = self.data_features
+    if names is None:
+      names = [f"{feature}{kind}" for feature in self.feature_dims
+               for kind in ("", "_segmentation")]
+    return {feature: self.length_dim(feature) for feature in names}
 
   @property
   def feature_dims(self) -> dict[str, mtf.Dimension]:
-    """The length of each feature that the model is given."""
+    """The length of each feature that the model cannot do without."""
     wanted = ["targets"] if self._has_one_stack else ["inputs", "targets"]
     return {feature: self.length_dim(feature) for feature in wanted}
 
@@ -151,8 +167,8 @@ class ConfiguredModel:
 
     Args:
       features: int32 [<microbatch dims>, length], ids, for each of
-        `feature_dims`; and what data has beside them, such as
-        "targets_segmentation", under the names that mesh_tensorflow knows.
+        `feature_dims`; and what data has beside them, as `data_dims`, under the
+        names that mesh_tensorflow knows.
       mode: "train" or "eval".
 
     Returns:

@@ -4,7 +4,7 @@ What users and their parameters do wrong in there is told with the parameter of
 `run` that names them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import functools
 import inspect
 import math
@@ -58,6 +58,30 @@ def learning_rate(given: Any, total_steps: int, step: tf.Tensor) -> Any:
   return rate
 
 
+def rates(given: Any, total_steps: int, steps: Iterable[int]) -> list[float]:
+  """The learning rates of some steps.
+
+  Args:
+    given: the value of run.learning_rate_schedule, not None.
+    total_steps: an integer, for how many steps a schedule is made.
+    steps: numbers of steps, 0 for the first.
+
+  Raises:
+    ValueError: if the schedule cannot be evaluated.
+  """
+  with tf.Graph().as_default():
+    step = tf.train.get_or_create_global_step()
+    rate = tf.cast(learning_rate(given, total_steps, step), tf.float32)
+    number_fed = tf.placeholder(step.dtype.base_dtype, [])
+    assign = step.assign(number_fed)
+    found = []
+    with sessions.on_cpu() as session:
+      for number in steps:
+        session.run(assign, {number_fed: number})
+        found.append(float(session.run(rate)))
+  return found
+
+
 def check_rates(
     given: Any, total_steps: int, first_step: int, last_step: int):
   """Sees that the learning rate is a number to train with.
@@ -74,21 +98,14 @@ def check_rates(
   """
   if given is None:
     return
-  with tf.Graph().as_default():
-    step = tf.train.get_or_create_global_step()
-    rate = tf.cast(learning_rate(given, total_steps, step), tf.float32)
-    number_fed = tf.placeholder(step.dtype.base_dtype, [])
-    assign = step.assign(number_fed)
-    with sessions.on_cpu() as session:
-      for number in sorted({first_step, first_step + 1, last_step}):
-        session.run(assign, {number_fed: number})
-        value = session.run(rate)
-        if not math.isfinite(value) or value < 0:
-          raise ValueError(
-              f"run.{_SCHEDULE} = {_shown(_SCHEDULE)} is {value} at step "
-              f"{number:,} of {total_steps:,}, and a learning rate is a number "
-              "that is not negative: look at the parameters of the schedule, "
-              "such as warmup_steps and steps_or_fraction, which are above 0.")
+  steps = sorted({first_step, first_step + 1, last_step})
+  for number, value in zip(steps, rates(given, total_steps, steps)):
+    if not math.isfinite(value) or value < 0:
+      raise ValueError(
+          f"run.{_SCHEDULE} = {_shown(_SCHEDULE)} is {value} at step "
+          f"{number:,} of {total_steps:,}, and a learning rate is a number "
+          "that is not negative: look at the parameters of the schedule, "
+          "such as warmup_steps and steps_or_fraction, which are above 0.")
 
 
 def apply(optimizer: Callable[..., Any], rate: Any,

@@ -10,6 +10,7 @@ A configuration binds the files once, on `TextFiles`:
   run.vocabulary = @mtf_moe.ByteVocabulary()
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -50,7 +51,8 @@ def text_dataset(sequence_length, vocabulary, dataset_split, files=None,
       the second encodes targets.
     dataset_split: "train" or "validation" (the held-out part).
     files: a TextFiles; None builds one from its gin bindings.
-    shuffle_seed: an integer; None leaves the training part in the order of the
+    shuffle_seed: an integer, which alone decides the order, whatever
+      train_model.seed is; None leaves the training part in the order of the
       text.
 
   Returns:
@@ -75,9 +77,25 @@ def text_dataset(sequence_length, vocabulary, dataset_split, files=None,
   windows = _cut_into_windows(parts[dataset_split].tokens.ids, length)
   indices = tf.data.Dataset.range(len(windows))
   if dataset_split == TRAIN and shuffle_seed is not None:
-    indices = indices.shuffle(
-        len(windows), seed=shuffle_seed, reshuffle_each_iteration=True)
+    with _no_other_seed():
+      indices = indices.shuffle(
+          len(windows), seed=shuffle_seed, reshuffle_each_iteration=True)
   return _look_up(windows, indices)
+
+
+@contextlib.contextmanager
+def _no_other_seed():
+  """Makes operations whose own seed is all that counts.
+
+  TensorFlow mixes it with that of the graph, which a run has for the sake of
+  initial values.
+  """
+  graph = tf.get_default_graph()
+  before, graph.seed = graph.seed, 0
+  try:
+    yield
+  finally:
+    graph.seed = before
 
 
 @dataclasses.dataclass(frozen=True)

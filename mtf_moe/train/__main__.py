@@ -36,6 +36,7 @@ from mtf_moe.train import made_with
 from mtf_moe.train import model_directory
 from mtf_moe.train import preflight
 from mtf_moe.train import processes
+from mtf_moe.train import results
 from mtf_moe.train import run_mode
 from mtf_moe.train import runtimes
 from mtf_moe.train import training
@@ -112,7 +113,7 @@ def main(argv):
       stack.enter_context(scoring.alone())
     if run_mode.get() in export.MODES:
       stack.enter_context(vocabulary.as_operations())
-    _run()
+    _run(stack)
 
 
 def _of_flags():
@@ -159,18 +160,27 @@ def _enter_model_directory(stack, model_dir, configured):
   model_directory.keep_config(model_dir)
 
 
-def _run():
-  """Runs what gin has configured, and ends the program where that fails."""
+def _run(stack):
+  """Runs what gin has configured, and ends the program where that fails.
+
+  Args:
+    stack: a contextlib.ExitStack, for what ends with the run.
+  """
   run = functools.partial(
       utils.run, tpu_job_name=FLAGS.tpu_job_name, tpu=FLAGS.tpu,
       gcp_project=FLAGS.gcp_project, tpu_zone=FLAGS.tpu_zone,
       model_dir=FLAGS.model_dir)
+  keep = functools.partial(results.append, FLAGS.model_dir)
   try:
     if run_mode.get() == "perplexity_eval":
-      evaluation.evaluate(run)
+      evaluation.evaluate(run, keep)
     else:
       run()
     processes.left(0)
+    if (run_mode.get() == "train" and evaluation.at_end()
+        and processes.is_first()):
+      _prepare_evaluation(stack)
+      evaluation.evaluate_at_end(run, keep)
   except training.Stopped as stopped:
     status = 128 + stopped.signal  # As a shell has it.
     processes.left(status)
@@ -190,6 +200,21 @@ def _run():
         "same command goes on from there.")
     checkpoints.remove_remains(FLAGS.model_dir)
     sys.exit(1)
+
+
+def _prepare_evaluation(stack):
+  """What is otherwise in a process that evaluates, after training.
+
+  Args:
+    stack: as of `_run`.
+  """
+  if runtimes.get() == runtimes.XLA:
+    preflight.warn_of_wrong_products(FLAGS.tpu)
+  stack.enter_context(patches.usable_checkpoints(
+      FLAGS.model_dir, functools.partial(
+          checkpoints.usable, FLAGS.model_dir)))
+  stack.enter_context(patches.beginning_from(None))
+  stack.enter_context(recomputation.unused())
 
 
 if __name__ == "__main__":

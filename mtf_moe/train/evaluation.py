@@ -30,7 +30,7 @@ _DROPLESS = "dropless"
 
 
 @gin.configurable(module="mtf_moe")
-def evaluate(run, with_dropless=False):
+def evaluate(run, keep=None, with_dropless=False):
   """Runs the perplexity evaluation that gin has configured, and reports it.
 
   Nats per token and perplexity are printed for any data, bits per byte for the
@@ -38,11 +38,13 @@ def evaluate(run, with_dropless=False):
 
   Args:
     run: mesh_tensorflow's `run`, with its arguments but for those of gin.
+    keep: a function of a dict, what an evaluation found, by name; called for
+      each. None keeps nothing.
     with_dropless: a boolean: evaluate once more with dropless_eval = True in
       all mixtures, into a directory whose name ends in "dropless", and report
       the difference, which is what the model loses by its capacities.
   """
-  report = _Report(gin.get_bindings("utils.run"))
+  report = _Report(gin.get_bindings("utils.run"), keep)
   with patches.changed_estimators(functools.partial(_Watched, report=report)):
     run()
     if with_dropless:
@@ -51,8 +53,62 @@ def evaluate(run, with_dropless=False):
       report.print_gaps()
 
 
-def check_options():
+def at_end() -> bool:
+  """The value of train_model.evaluate_at_end.
+
+  Raises:
+    ValueError: if it is neither True nor False.
+  """
+  try:
+    value = gin_bindings.bound("mtf_moe.train_model", "evaluate_at_end", False)
+  except ValueError:  # Another function trains.
+    return False
+  if not isinstance(value, bool):
+    raise ValueError(
+        f"train_model.evaluate_at_end = {value!r} is neither on nor off: set "
+        "it to True or False.")
+  return value
+
+
+def check_at_end(run):
+  """Sees before training that what comes at its end will not fail.
+
+  Args:
+    run: a dict, the gin bindings of `run`.
+
+  Raises:
+    ValueError: as `check_options`; or if the held-out data cannot be read, or
+      has no honest bits per byte.
+  """
+  check_options(step=-1)
+  run = {**run, "dataset_split": text_data.HELD_OUT}
+  _HeldOutText.of(run)
+  if run.get("eval_dataset_fn") is None:
+    with tf.Graph().as_default():
+      run["train_dataset_fn"](
+          sequence_length=run["sequence_length"],
+          vocabulary=run.get("vocabulary"), dataset_split=text_data.HELD_OUT)
+
+
+def evaluate_at_end(run, keep=None):
+  """Evaluates the newest checkpoint in the process that has trained it.
+
+  That is as if the program were started once more with runs/perplexity.gin. It
+  is TensorFlow that evaluates, whatever has trained.
+
+  Args:
+    run, keep: as of `evaluate`.
+  """
+  with gin.unlock_config():
+    gin.parse_config_file("runs/perplexity.gin")
+  evaluate(run, keep)
+
+
+def check_options(step: int | None = None):
   """Checks what gin has configured for `evaluate`.
+
+  Args:
+    step: in place of run.eval_checkpoint_step, if not None.
 
   Raises:
     ValueError: if evaluate.with_dropless is no boolean, the evaluation that
@@ -62,12 +118,13 @@ def check_options():
   _check_held_out_steps()
   with_dropless = gin.get_bindings("mtf_moe.evaluate").get(
       "with_dropless", False)
-  checkpoint_step = gin_bindings.bound("utils.run", "eval_checkpoint_step")
+  if step is None:
+    step = gin_bindings.bound("utils.run", "eval_checkpoint_step")
   if not isinstance(with_dropless, bool):
     raise ValueError(
         f"evaluate.with_dropless = {with_dropless!r} is neither on nor off: "
         "set it to True or False.")
-  if with_dropless and checkpoint_step is None:
+  if with_dropless and step is None:
     raise ValueError(
         "evaluate.with_dropless = True evaluates twice, and "
         "run.eval_checkpoint_step = None waits for new checkpoints without "
@@ -129,12 +186,14 @@ class Result:
 class _Report:
   """Prints results as they come, and keeps them for comparison."""
 
-  def __init__(self, run):
+  def __init__(self, run, keep=None):
     """Makes the report.
 
     Args:
       run: a dict, the gin bindings of `run`.
+      keep: as of `evaluate`.
     """
+    self._keep = keep or (lambda found: None)
     self._suffix = run.get("eval_dir_suffix")
     self._names_data = run.get("eval_dataset_fn") is not None
     self._text = _HeldOutText.of(run)
@@ -159,10 +218,20 @@ class _Report:
         f"{result.perplexity:.2f}, {result.accuracy:.1%} predicted right")
     if self._text:
       self._text.print_bits_per_byte(result, "" if first else f", {_DROPLESS}")
+    self._keep({
+        "step": result.step, "evaluation": name, "dropless": not first,
+        "nats_per_token": result.nats_per_token,
+        "bits_per_byte": self._bits_per_byte(result),
+        "accuracy": result.accuracy, "num_tokens": result.num_tokens})
     if first:
       self._results[name, result.step] = result
     else:
       self._dropless[name.removesuffix("_" + _DROPLESS), result.step] = result
+
+  def _bits_per_byte(self, result):
+    if self._text is None or not self._text.is_all_of(result):
+      return None
+    return self._text.size.bits_per_byte(result.log_likelihood)
 
   def begin_dropless(self):
     """Configures a dropless evaluation of the same checkpoints."""

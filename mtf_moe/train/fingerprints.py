@@ -1,5 +1,6 @@
 """Small values that differ where vocabularies or texts do."""
 
+from collections.abc import Iterable
 import hashlib
 from typing import Any
 
@@ -25,7 +26,7 @@ def of_vocabulary(vocabulary: Any) -> dict[str, Any]:
                  if isinstance(piece, str))
   ids = _or_error(lambda text: list(map(int, vocabulary.encode(text))), text)
   return {"class": type(vocabulary).__qualname__, "size": size,
-          "content": _hash([*pieces, *ids])}
+          "content": of_strings([*pieces, *ids])}
 
 
 def of_text(files: text_files.TextFiles) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def of_text(files: text_files.TextFiles) -> dict[str, Any]:
   documents = text_files.read_documents(files.glob, "TextFiles.glob")
   return {"files": len(documents),
           "bytes": sum(document.num_bytes for document in documents),
-          "content": _hash(document.text for document in documents)}
+          "content": of_strings(document.text for document in documents)}
 
 
 def _or_error(function, argument):
@@ -51,7 +52,8 @@ def _or_error(function, argument):
     return []
 
 
-def _hash(parts):
+def of_strings(parts: Iterable[Any]) -> str:
+  """A hash of what `str` makes of each, and of where they end."""
   digest = hashlib.sha256()
   for part in parts:
     data = str(part).encode("utf-8", "surrogatepass")

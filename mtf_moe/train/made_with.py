@@ -10,6 +10,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import re
 from typing import Any
 
 import gin
@@ -26,6 +27,9 @@ from mtf_moe.train import fingerprints
 from mtf_moe.train import run_mode
 
 FILE = "made_with.json"
+# Of the order of the data.
+SHUFFLE_SEED = "text_dataset.shuffle_seed"
+_DEFAULT_SHUFFLE_SEED = 0
 
 # Packages that are a model's own; what others define is a user's.
 _KNOWN = ("mesh_tensorflow.", "mtf_moe.")
@@ -83,7 +87,14 @@ class MadeWith:
         {"run.optimizer": gin_bindings.described(_raw_run().get("optimizer"))},
         _vocabulary(run.get("vocabulary")), _data(run),
         _place(configured, run),
-        {"train_model.seed": _seed()}, _versions())
+        {"train_model.seed": _seed()}, versions())
+
+  @property
+  def seeds(self) -> dict[str, Any]:
+    """Of all that is random, and of the order of text, by name."""
+    order = {SHUFFLE_SEED: self.data[SHUFFLE_SEED]} if (
+        SHUFFLE_SEED in self.data) else {}
+    return self.seed | order
 
   def flat(self) -> dict[str, Any]:
     """All settings, by name."""
@@ -113,11 +124,14 @@ class Record:
     began: a Beginning; None where all variables began at random.
     history: dicts, of runs that went on with other settings: "step" and
       "changed", from a name to what it was.
+    configuration: a fingerprint of all that the last run was configured with,
+      but for seeds and what has no say in what is learnt.
   """
 
   settings: MadeWith
   began: Beginning | None = None
   history: tuple[dict, ...] = ()
+  configuration: str | None = None
 
   def updated(self, now: MadeWith, step: int) -> "Record":
     """The file for a run that goes on from a step.
@@ -137,7 +151,7 @@ class Record:
     history = self.history
     if changed:
       history += ({"step": step, "changed": changed},)
-    return Record(now, self.began, history)
+    return Record(now, self.began, history, configuration_of(now))
 
 
 def read(model_dir: str) -> Record | None:
@@ -182,11 +196,44 @@ def _record(content):
   """A Record of what the file has; sections that are unknown are left out."""
   names = [field.name for field in dataclasses.fields(MadeWith)]
   settings = {name: dict(content["settings"].get(name, {})) for name in names}
+  if "TextFiles.glob" in settings["data"]:  # Of text_dataset; older ones lack
+    settings["data"].setdefault(SHUFFLE_SEED, _DEFAULT_SHUFFLE_SEED)  # it.
   began = content.get("began")
   if began is not None:
     began = Beginning(str(began["init_checkpoint"]), int(began["step"]))
   return Record(
-      MadeWith(**settings), began, tuple(content.get("history", ())))
+      MadeWith(**settings), began, tuple(content.get("history", ())),
+      content.get("configuration"))
+
+
+# What is bound without a say in what is learnt; and seeds.
+_NOT_OF_CONFIGURATION = re.compile(
+    r"train_model\.(seed|max_minutes|seconds_per_line|steps_per_record|"
+    r"evaluate_at_end)|text_dataset\.shuffle_seed|"
+    r"run\.(save_checkpoints_steps|keep_checkpoint_max|eval_\w+|"
+    r"perplexity_eval_steps)|evaluate\.\w+|continue_prompts\.\w+|"
+    # Their contents count, which `MadeWith` has.
+    r"TextFiles\.glob|SentencePieceVocabulary\.path")
+
+
+def configuration_of(settings: MadeWith) -> str:
+  """A fingerprint of these settings and of all that gin binds.
+
+  Runs that differ in their seeds have the same.
+
+  Args:
+    settings: a MadeWith, of this run.
+  """
+  bound = dataclasses.replace(settings, seed={}, versions={}).flat()
+  bound.pop(SHUFFLE_SEED, None)
+  for line in gin.config_str(max_line_length=10 ** 6).splitlines():
+    name, is_binding, value = line.partition(" = ")
+    if is_binding and not name.startswith("#") and not (
+        _NOT_OF_CONFIGURATION.fullmatch(name)):
+      bound[f"gin {name}"] = value
+  return fingerprints.of_strings([
+      json.dumps([name, value], default=str)
+      for name, value in sorted(bound.items())])
 
 
 def _model(configured, run):
@@ -233,6 +280,7 @@ def _data(run):
   if run.get("train_dataset_fn") is text_data.text_dataset:
     files = gin.get_bindings("mtf_moe.text_dataset").get(
         "files") or text_files.TextFiles()
+    data.setdefault(SHUFFLE_SEED, _DEFAULT_SHUFFLE_SEED)
     data["TextFiles.held_out"] = gin_bindings.described(files.held_out)
     data["TextFiles.glob"] = fingerprints.of_text(files)
   return data
@@ -257,10 +305,11 @@ def _seed():
   return bindings.get("seed", 0)
 
 
-def _versions():
-  versions = {"tensorflow": tf.__version__}
+def versions() -> dict[str, str]:
+  """The releases of this package and of those that it stands on."""
+  found = {"tensorflow": tf.__version__}
   for package in _PACKAGES:
     # Run from a checkout, it may not be installed.
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      versions[package] = importlib.metadata.version(package)
-  return versions
+      found[package] = importlib.metadata.version(package)
+  return found

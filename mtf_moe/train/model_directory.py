@@ -19,7 +19,8 @@ _LOCK_FILE = "running"
 _EVALUATIONS = r"eval_.*|.*_eval(_.*)?"
 _WRITTEN = (
     rf"{_LOCK_FILE}|train\.log|command.*|operative_config\.gin.*|"
-    r"made_with\.json.*|layers\.json.*|checkpoint.*|"
+    r"made_with\.json.*|layers\.json.*|training\.json.*|results\.jsonl.*|"
+    r"checkpoint.*|"
     rf"graph\.pbtxt.*|.*\.tfevents\..*|{_EVALUATIONS}")
 
 

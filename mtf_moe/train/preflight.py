@@ -4,6 +4,8 @@ A mistake in a configuration should cost seconds and name the gin parameter; in
 the middle of a TPUEstimator it costs minutes and names a tensor.
 """
 
+from collections.abc import Sequence
+import dataclasses
 import math
 import os
 
@@ -18,6 +20,7 @@ from mtf_moe.run import optimization
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.train import checkpoints
 from mtf_moe.train import differences
+from mtf_moe.train import evaluation
 from mtf_moe.train import export
 from mtf_moe.train import init_checkpoint
 from mtf_moe.train import made_with
@@ -55,15 +58,22 @@ def check_configuration(model_dir: str) -> ConfiguredModel | None:
     export.check_vocabularies(vocabulary)
   configured = ConfiguredModel.from_gin()
   if configured is not None:
-    _check_data(configured)
+    configured = dataclasses.replace(
+        configured, data_features=_check_data(configured))
     _ = configured.variables  # Builds it.
     if run_mode.get() == "train":
       _ = configured.training_graph
+      if evaluation.at_end():
+        evaluation.check_at_end(configured.run)
   return configured
 
 
-def _check_data(configured):
-  """Makes the data set of a mode that has one, and throws it away."""
+def _check_data(configured) -> Sequence[str] | None:
+  """Makes the data set of a mode that has one, and throws it away.
+
+  Returns:
+    the names of its features that a model may read, if they are known
+  """
   run = configured.run
   dataset_fn = run.get("train_dataset_fn")
   if dataset_fn is not None and run_mode.get() in ("train", "perplexity_eval"):
@@ -71,14 +81,15 @@ def _check_data(configured):
       dataset = dataset_fn(
           sequence_length=configured.lengths, vocabulary=run.get("vocabulary"),
           dataset_split=run.get("dataset_split", "train"))
-      _check_features(dataset, run.get("model_type", "bitransformer"))
+      features = getattr(dataset, "element_spec", None)
+      if isinstance(features, dict):
+        _check_features(features, run.get("model_type", "bitransformer"))
+        return [name for name in utils._MODEL_FEATURES if name in features]
+  return None
 
 
-def _check_features(dataset, model_type):
+def _check_features(features, model_type):
   """Sees that the data has what the type of model reads, and no more."""
-  features = getattr(dataset, "element_spec", None)
-  if not isinstance(features, dict):
-    return
   wanted = {"targets"} if model_type == "lm" else {"inputs", "targets"}
   there = {"inputs", "targets"} & features.keys()
   if there == wanted:
@@ -210,14 +221,17 @@ def begin(
   if taken is not None:
     console.say(taken.told)
     _compare_beginning(taken.beginning, now)
-    return made_with.Record(now, taken.beginning)
+    return made_with.Record(
+        now, taken.beginning,
+        configuration=made_with.configuration_of(now))
   path = checkpoints.newest(model_dir)
   record = made_with.read(model_dir) if path is not None else None
   if path is not None:
     init_checkpoint.check_resumed(
         model_dir, record and record.began, configured)
   if record is None:
-    return made_with.Record(now)
+    return made_with.Record(
+        now, configuration=made_with.configuration_of(now))
   return record.updated(now, utils.get_step_from_checkpoint_path(path))
 
 

@@ -9,7 +9,7 @@ whether records are due, tells what each step was, and stops when it is told to:
     supervisor.close()
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
 import signal
@@ -21,6 +21,8 @@ from mtf_moe.run.recording import Recorder
 from mtf_moe.train import checkpoints
 from mtf_moe.train import health
 from mtf_moe.train.progress import TrainingProgress
+from mtf_moe.train.results import Meter
+from mtf_moe.train.results import Training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Supervisor:
 
   def __init__(self, model_dir: str | None, layers: Sequence[LayerFacts] | None,
                progress: TrainingProgress, recorder: Recorder,
-               max_minutes: float | None = None):
+               meter: Meter, max_minutes: float | None = None,
+               time_is_up: Callable[[int], str] = lambda step: "time is up"):
     """Makes it.
 
     Args:
@@ -62,17 +65,21 @@ class Supervisor:
       layers: the mixtures of the model; None where they are not known.
       progress: shows how far training is.
       recorder: writes what is recorded.
+      meter: measures what training takes.
       max_minutes: a number, after how many to stop; None for no limit.
+      time_is_up: what is said then, of the last step.
     """
     self.recorder = recorder
     self.wish = GO_ON
     self._model_dir = model_dir
     self._progress = progress
+    self._meter = meter
     self._losses = health.LossWatch(layers)
     self._origin = health.OriginWatch(layers)
     self._starvation = health.StarvationWatch(layers)
     self._z_loss = health.z_loss_setting(layers)
     self._seconds = math.inf if max_minutes is None else 60 * max_minutes
+    self._time_is_up = time_is_up
     self._end = math.inf
     self._signals = _Signals()
 
@@ -85,6 +92,8 @@ class Supervisor:
     """Starts the clock, before the step after `first_step`."""
     self._end = time.monotonic() + self._seconds
     self._progress.begin(first_step)
+    self._meter.begin(first_step)
+    self._last = first_step
     self._signals.wait()
 
   def observe(self, step: Step):
@@ -97,10 +106,12 @@ class Supervisor:
     if not math.isfinite(step.loss):
       raise self._not_finite(step)
     _warn(self._losses.observe(step.number, step.loss))
+    self._meter.observe(step.loss, step.records)
     if step.records:
       self.recorder.write(step.number, step.records)
       self._progress.show_balance(step.records)
       _warn(self._starvation.observe(step.number, step.records))
+    self._last = step.number
     self._progress.observe(step.number, step.loss)
     if self.wish == GO_ON:
       if self._signals.received:
@@ -108,7 +119,7 @@ class Supervisor:
         console.warn(f"{self.received.name}: saving, then stopping")
       elif time.monotonic() >= self._end:
         self.wish = TIME_IS_UP
-        console.say("time is up")
+        console.say(self._time_is_up(step.number))
 
   def follow(self, wish: int):
     """Takes over what processes have decided together."""
@@ -117,6 +128,10 @@ class Supervisor:
     self.wish = wish
     what = self.received.name if self.received else "time is up"
     console.warn(f"{what}, in another process: saving, then stopping")
+
+  def measured(self) -> Training:
+    """What training has taken, up to the last step."""
+    return self._meter.end(self._last)
 
   def close(self):
     """Ends it, also where training ended by an error."""

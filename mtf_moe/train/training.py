@@ -1,6 +1,7 @@
 """Training that can be watched, stopped and trusted."""
 
 import dataclasses
+import functools
 
 import gin
 from mesh_tensorflow.transformer import utils
@@ -15,8 +16,10 @@ from mtf_moe.train import made_with
 from mtf_moe.train import processes
 from mtf_moe.train import progress
 from mtf_moe.train import reproducible
+from mtf_moe.train import results
 from mtf_moe.train import runtimes
 from mtf_moe.train import supervision
+from mtf_moe.train import time_limit
 
 
 class Stopped(Exception):
@@ -32,7 +35,7 @@ def train_model(
     estimator, vocabulary, sequence_length, batch_size, train_dataset_fn,
     train_steps, ensemble_inputs, seed=0, max_minutes=None,
     seconds_per_line=10.0, steps_per_record=100, seen_data_init_step=0,
-    runtime=runtimes.TENSORFLOW, **kwargs):
+    runtime=runtimes.TENSORFLOW, evaluate_at_end=False, **kwargs):
   """Trains as mesh_tensorflow's function of this name does, and more safely.
 
   For `run.train_model_fn`. On a mesh of this machine, the same configuration
@@ -49,7 +52,8 @@ def train_model(
     train_steps: an integer, the step to stop at.
     ensemble_inputs: an optional integer.
     seed: an integer, for all that is random, but on a TensorFlow TPU: initial
-      values, dropout, the second choices that a policy draws.
+      values, dropout, the second choices that a policy draws. The order of text
+      has a seed of its own, text_dataset.shuffle_seed.
     max_minutes: an optional float: stop after so many minutes of training,
       with a checkpoint, even if steps are left.
     seconds_per_line: a float, the time between two lines of progress where
@@ -60,6 +64,8 @@ def train_model(
       the first of the run, also where that began from a checkpoint
       (run.init_checkpoint) at another.
     runtime: "tensorflow", or "xla" for the devices that JAX sees.
+    evaluate_at_end: a boolean, whether the program, when training has ended,
+      evaluates as runs/perplexity.gin does (see `evaluation.evaluate_at_end`).
     **kwargs: further arguments of mesh_tensorflow's train_model.
 
   Raises:
@@ -67,6 +73,7 @@ def train_model(
     Stopped: if a signal stopped training.
     health.LossNotFinite: if the loss became NaN or infinite.
   """
+  del evaluate_at_end  # The program does, which has all that it takes.
   model_dir = estimator.model_dir if processes.is_first() else None
   layers = layer_facts.read(model_dir) if model_dir else None
   if max_minutes is not None and max_minutes <= 0:
@@ -87,11 +94,16 @@ def train_model(
         f"{train_steps}: nothing is left to do")
     return
   console.say("building the graph")
+  tokens_per_step = batch_size * sequence_length["targets"]
   supervisor = supervision.Supervisor(
       model_dir, layers, progress.TrainingProgress(
-          train_steps, batch_size * sequence_length["targets"],
-          seconds_per_line, start.begins_from, shown=processes.is_first()),
-      recording.Recorder(model_dir, steps_per_record), max_minutes)
+          train_steps, tokens_per_step, seconds_per_line, start.begins_from,
+          shown=processes.is_first()),
+      recording.Recorder(model_dir, steps_per_record),
+      results.Meter(results.read_training(model_dir) if model_dir else None,
+                    start.data_step, tokens_per_step),
+      max_minutes, functools.partial(
+          time_limit.told, train_steps=train_steps, max_minutes=max_minutes))
   try:
     utils.train_model(
         _on_devices(estimator, supervisor, seed, start.begins_from)
@@ -102,6 +114,8 @@ def train_model(
             seen_data_init_step or start.data_step), **kwargs)
   finally:
     supervisor.close()
+  if model_dir is not None:
+    results.keep_training(model_dir, supervisor.measured())
   if supervisor.received:
     raise Stopped(supervisor.received)
 

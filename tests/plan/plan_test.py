@@ -369,6 +369,18 @@ def test_command_line(capsys):
   assert re.search(r"\n1 +outer:\d,batch:\d", capsys.readouterr().out)
 
 
+def test_experts_in_attention(capsys):
+  """mesh_tensorflow's layer makes one that takes what gin has for MoE1D."""
+  main("--json", bindings=[
+      "transformer.make_layer_stack.layers = "
+      "[@transformer_layers.ExpertsSelfAttention, @mtf_moe.MoE2D]",
+      "ExpertsSelfAttention.shared_kv = True",
+      "ExpertsSelfAttention.num_experts = 4",
+      "ExpertsSelfAttention.hidden_size = 8"])
+  found = json.loads(capsys.readouterr().out)["mixtures"]
+  assert [len(mixture["levels"]) for mixture in found] == [1, 2]
+
+
 @pytest.mark.parametrize("arguments, bindings, said", [
     (["--mesh_shape=outer=2"], [], r"run.mesh_shape = 'outer=2' cannot be"),
     (["--layout_rules=batch->batch"], [], r"run.layout_rules = 'batch->batch'"),

@@ -104,6 +104,22 @@ def test_each_pass_has_every_window_in_a_new_order(write):
   assert _targets(files, "train", 4, shuffle_seed=1) != first
 
 
+def test_the_order_is_that_of_its_own_seed_alone(write):
+  """Whatever seed a run has given to its graph; and the one of earlier runs."""
+  files = _numbered_windows(write)
+
+  def order(graph_seed, shuffle_seed):
+    with tf.Graph().as_default() as graph:
+      tf.set_random_seed(graph_seed)
+      dataset = text_data.text_dataset(
+          4, ByteVocabulary(), "train", files, shuffle_seed=shuffle_seed)
+      assert graph.seed == graph_seed
+      return [example["targets"] for example in _examples(dataset)]
+
+  assert order(0, 0) == order(1, 0) == order(None, 0)
+  assert order(0, 1) == order(5, 1) != order(0, 0)
+
+
 def test_held_out_windows_come_in_the_order_of_the_text(write):
   files = TextFiles(write(f1="train", f2="abcdefabcdef"), held_out="f2*")
   assert _targets(files, "validation", 2) == [

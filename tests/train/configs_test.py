@@ -9,6 +9,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from mtf_moe.decoding import sampling
+from mtf_moe.plan import planning
 from mtf_moe.run import config_files
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.text import vocabulary
@@ -70,6 +71,41 @@ def test_models(file, text):
                 if "bitransformer" in file else [])
   check([file, MESH, DATA], text, *other_data)
   assert gin.query_parameter("MoE2D.expert_x") >= 2
+
+
+@pytest.fixture
+def plan_of(text):
+  """Makes the plan of a model on a mesh."""
+  def make(model, mesh, *bindings):
+    gin_config.parse([f"models/{model}.gin", f"meshes/{mesh}.gin", DATA], [
+        f"TextFiles.glob = '{text}/text.txt'", *bindings])
+    return planning.make(ConfiguredModel.from_gin())
+  return make
+
+
+def test_small_models_cost_as_much(plan_of):
+  """Two levels, one, and none: for each token as many FLOPs."""
+  two, one, none = (plan_of(model, "cpu_1") for model in (
+      "lm_small", "lm_small_flat", "lm_small_dense"))
+  assert [len(plan.mixtures) for plan in (two, one, none)] == [1, 1, 0]
+  assert one.mixtures[0].num_experts == two.mixtures[0].num_experts == 16
+  assert one.costs.expert_parameters == two.costs.expert_parameters > 0
+  for plan in (one, none):
+    assert plan.costs.flops == pytest.approx(two.costs.flops, rel=0.01)
+    assert plan.active_parameters == pytest.approx(
+        two.active_parameters, rel=0.02)
+    assert plan.findings == []
+
+
+def test_the_flat_model_on_a_mesh_that_is_split(plan_of):
+  """Its header says with which layout; the plan, with none, what is wrong."""
+  said, = re.findall(r'(run.layout_rules = "\S+")',
+                     text_of("models/lm_small_flat.gin"))
+  assert plan_of("lm_small_flat", "cpu_2x2", said).findings == []
+  findings = " ".join(plan_of("lm_small_flat", "cpu_2x2").findings)
+  assert "Add experts:batch" in findings
+  assert "all-concats along batch gather" in findings
+  assert "has expert_x:batch, and the model has no dimension" in findings
 
 
 @pytest.mark.parametrize("file", files_of("meshes"))

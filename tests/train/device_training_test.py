@@ -12,6 +12,7 @@ import tensorflow.compat.v1 as tf
 pytest.importorskip("jax")
 
 from mtf_moe.run.configured_model import ConfiguredModel
+from mtf_moe.train import results
 from mtf_moe.train import runtimes
 from tests import gin_config
 from tests.train import divergence_test
@@ -62,6 +63,21 @@ def begun(tmp_path_factory):
   program.write_text(directory)
   program.run(directory, *NO_DRAWS, "run.train_steps = 2")
   return directory
+
+
+def test_evaluates_in_the_same_process(begun, tmp_path):
+  directory = tmp_path / "copy"
+  shutil.copytree(begun, directory)
+  said = program.run_arguments(on_devices(
+      directory, *NO_DRAWS, "run.train_steps = 3",
+      "train_model.evaluate_at_end = True")).stdout
+  assert "\nstep 3 of 3, loss " in said
+  line, = results.read(str(directory / "model"))
+  assert said.splitlines()[-1] == (
+      f"held-out bits per byte: {line['bits_per_byte']:.3f}")
+  assert line["step"] == 3 and line["tokens_seen"] == 3 * 4 * 16
+  training = line["training"]
+  assert 0 < training["loss_without_auxiliary"] < training["loss"]
 
 
 def test_both_runtimes_go_on_alike(begun, tmp_path):

@@ -12,6 +12,7 @@ from mtf_moe.train import health
 from mtf_moe.train import hooks
 from mtf_moe.train import progress
 from mtf_moe.train import reproducible
+from mtf_moe.train import results
 from mtf_moe.train import supervision
 
 
@@ -27,7 +28,7 @@ def supervised(model_dir, steps, loss_of=lambda step: step, told=None):
   """Trains for some steps, with a record in every third."""
   supervisor = supervision.Supervisor(
       str(model_dir), (), progress.TrainingProgress(steps, 1, 1.0),
-      recording.Recorder(str(model_dir), 3))
+      recording.Recorder(str(model_dir), 3), results.Meter(None, 0, 1))
   if told is not None:
     observe = supervisor.observe
     supervisor.observe = lambda step: (told.append(step), observe(step))

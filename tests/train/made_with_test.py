@@ -297,6 +297,22 @@ def test_a_parameter_of_a_users_own_layer_is_told(tmp_path, heard):
   assert "OwnLayer.sharpness = 2.0, and was 1.0" in line
 
 
+def test_the_seed_of_the_data_in_older_files(trained, tmp_path, heard):
+  """They lack it where nobody had set it."""
+  shutil.copytree(trained.directory, tmp_path / "older")
+  path = tmp_path / "older" / made_with.FILE
+  content = json.loads(path.read_text())
+  assert content["settings"]["data"].pop(made_with.SHUFFLE_SEED) == 0
+  path.write_text(json.dumps(content))
+  older = small_models.Model(
+      f"{tmp_path}/older", trained.files, trained.bindings)
+  check(older)
+  assert not heard
+  check(older, "text_dataset.shuffle_seed = 5")
+  line, = heard
+  assert "text_dataset.shuffle_seed = 5, and was 0" in line
+
+
 def test_a_file_that_cannot_be_read_is_told(trained, unknown, heard):
   for text in ["{", "[]", '{"settings": 3}', '{"settings": {"model": 3}}',
                '{"settings": {}, "began": {"init_checkpoint": "a", '

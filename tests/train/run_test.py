@@ -118,7 +118,11 @@ def test_trains_resumes_and_evaluates(directory):
 def test_a_time_limit_stops_with_a_checkpoint(directory):
   stopped = run(
       directory, "run.train_steps = 100000", "train_model.max_minutes = 0.02")
-  assert "time is up" in stopped.stdout
+  line, = re.findall("time is up .*", stopped.stdout)
+  step = program.newest_step(directory / "model")
+  assert line == (
+      f"time is up (train_model.max_minutes = 0.02) at step {step:,} of "
+      "100,000, at a learning rate of 0.01: the same command goes on from here")
   assert tf.train.latest_checkpoint(str(directory / "model"))
 
 
