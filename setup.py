@@ -31,7 +31,8 @@ _STUDY = [
     "yt-dlp==2026.10.26",
     *_SENTENCEPIECE,
 ]
-_BENCHMARK = ["matplotlib>=3.8", "tabulate>=0.9"]
+# Of the scripts that measure.
+_BENCHMARK = ["matplotlib>=3.8", "scipy>=1.11", "tabulate>=0.9"]
 # tensorboard reads event files. TensorFlow up to 2.15 brings its own release of
 # it, the newest does without.
 _REPORT = ["plotly>=6.0", "tensorboard>=2.12"]

@@ -17,7 +17,6 @@ from mtf_moe.simd.program import Program
 from mtf_moe.xla import core_function
 from mtf_moe.xla import evaluation
 from mtf_moe.xla import folder
-from mtf_moe.xla import stablehlo
 
 # Operations with a state, and those that are given a seed in its place.
 _STATELESS = {"RandomUniform": "StatelessRandomUniform",

@@ -38,8 +38,8 @@ class Batches:
         array = array[np.newaxis]
       if array.shape[1:] != part.shape or not len(array):
         raise ValueError(
-            f"{name!r} has the shape {list(part.shape)}, and was given an "
-            f"array of {list(array.shape)}: give a batch, or some of them, "
+            f"{name!r} has the shape {list(part.shape or ())}, and was given "
+            f"an array of {list(array.shape)}: give a batch, or some of them, "
             "one in each row.")
       self._arrays[name] = array
 

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("jax")
 
-from scripts import device_benchmark  # noqa: E402
+from scripts import device_benchmark
 
 SIZES = {"tokens": 64, "d_model": 8, "hidden": 16, "experts": (2, 2),
          "group": 16}

@@ -75,11 +75,18 @@ def test_a_checkpoint_goes_on(tmp_path):
   arguments = [f"--gin_file={name}" for name in train_program.FILES]
   arguments += [f"--gin_param={line}" for line in train_program.SETTINGS]
   result = run_export(
-      tmp_path, "--folder=program", "--checkpoint=model", *arguments)
+      tmp_path, "--folder=program", "--checkpoint=model", "--batches=3",
+      "--gin_param=TextFiles.glob = 'text.txt'", *arguments)
   assert result.returncode == 0, result.stderr
   assert "wrote program, for 4 devices" in result.stdout
   assert folder.values(str(tmp_path / "program"))["global_step"] == 2
-  result = folder_test.run_program(tmp_path / "program", "--steps=2")
+  with np.load(tmp_path / "program" / "inputs.npz") as arrays:
+    assert arrays["targets"].shape == (3, 2, 2, 16)
+    assert arrays["targets"].dtype == np.uint8
+    assert len({batch.tobytes() for batch in arrays["targets"]}) == 3
+  result = folder_test.run_program(
+      tmp_path / "program", "--steps=2",
+      f"--inputs={tmp_path}/program/inputs.npz")
   assert result.returncode == 0, result.stderr
   assert "\nloss " in result.stdout
   result = run_export(

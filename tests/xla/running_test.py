@@ -119,8 +119,7 @@ def test_the_command_line_trains_and_evaluates(folders, both):
            (folders / "results.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines] == [3, 5, 6, 6]
   (program, batches), (other, held_out) = both
-  for outputs, _ in running.run(program, batches, 6, every=1):
-    pass
+  *_, (outputs, _) = running.run(program, batches, 6, every=1)
   assert lines[2]["loss"] == pytest.approx(float(outputs["loss"]), rel=1e-5)
   other.take(program)
   assert lines[3]["evaluation loss"] == pytest.approx(

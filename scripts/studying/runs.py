@@ -1,0 +1,145 @@
+"""What a study declares, and the runs that are still to be made of it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+from typing import Any
+
+RESULTS = "results.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One training, with its evaluation.
+
+  Attributes:
+    row: the name of its row in the study.
+    seed: of initial values and all that is drawn.
+    flags: of mtf_moe.train, without the seed.
+  """
+
+  row: str
+  seed: int
+  flags: tuple[str, ...]
+
+  @property
+  def name(self) -> str:
+    """Of its folder."""
+    words = re.findall("[a-z0-9]+", self.row.lower())
+    return "_".join([*words, str(self.seed)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """Rows of a table, each a configuration that is trained from several seeds.
+
+  Attributes:
+    flags: of mtf_moe.train, for all rows.
+    seeds: integers.
+    rows: by name, the flags that make the row what it is.
+  """
+
+  flags: tuple[str, ...]
+  seeds: tuple[int, ...]
+  rows: Mapping[str, tuple[str, ...]]
+
+  @classmethod
+  def read(cls, path: pathlib.Path, flags: Sequence[str] = ()) -> "Study":
+    """Reads a file of TOML with `flags`, `seeds` and the table `rows`.
+
+    Args:
+      path: of the file.
+      flags: further ones, for all rows.
+
+    Raises:
+      ValueError: if something is missing in it, or unknown.
+    """
+    try:
+      declared = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+      raise ValueError(f"{path} is no file of TOML ({error}).") from None
+    names = {field.name for field in dataclasses.fields(cls)}
+    if declared.keys() != names:
+      raise ValueError(
+          f"{path} has {sorted(declared)}, and has to have {sorted(names)}: "
+          "flags of mtf_moe.train for all rows, a list of seeds, and a table "
+          "of rows with the flags of each.")
+    if not (declared["seeds"] and declared["rows"]):
+      raise ValueError(f"{path} declares no run: give seeds and rows.")
+    study = cls((*declared["flags"], *flags), tuple(declared["seeds"]), {
+        row: tuple(own) for row, own in declared["rows"].items()})
+    names = [run.name for run in study.runs()]
+    if len(set(names)) < len(names):
+      raise ValueError(
+          f"{path} has rows whose folders would have the same name: let them "
+          "differ in letters or digits.")
+    return study
+
+  def runs(self) -> list[Run]:
+    """All of them, each seed of all rows before the next one."""
+    return [Run(row, seed, (*self.flags, *own))
+            for seed in self.seeds for row, own in self.rows.items()]
+
+
+def missing(study: Study, folder: pathlib.Path) -> list[Run]:
+  """The runs that have no result yet, or one of other flags."""
+  found = {(result["row"], result["seed"], tuple(result["flags"]))
+           for result in read(folder)}
+  return [run for run in study.runs()
+          if (run.row, run.seed, run.flags) not in found]
+
+
+def read(folder: pathlib.Path) -> list[dict[str, Any]]:
+  """The results of a folder, the newest of each row and seed."""
+  path = folder / RESULTS
+  lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+  newest = {}
+  for result in map(json.loads, lines):
+    newest[result["row"], result["seed"]] = result
+  return list(newest.values())
+
+
+def train(run: Run, folder: pathlib.Path) -> Iterator[str]:
+  """Trains and evaluates, and adds the result to those of the folder.
+
+  What was begun, it goes on with; of what was begun with other flags,
+  mtf_moe.train says so.
+
+  Args:
+    run: a `Run`.
+    folder: of the study.
+
+  Yields:
+    what the program says, line by line; it is kept in the run's folder, too.
+
+  Raises:
+    RuntimeError: if it fails.
+  """
+  directory = (folder / "runs" / run.name).resolve()
+  directory.mkdir(parents=True, exist_ok=True)
+  model_dir = directory / "model"
+  command = [sys.executable, "-m", "mtf_moe.train", f"--model_dir={model_dir}",
+             *run.flags, f"--gin_param=train_model.seed = {run.seed}",
+             "--gin_param=train_model.evaluate_at_end = True"]
+  log = directory / "output.txt"
+  with open(log, "a", encoding="utf-8") as file, subprocess.Popen(
+      command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+      errors="replace") as process:
+    for line in process.stdout:
+      file.write(line)
+      file.flush()
+      yield line.rstrip()
+  results = model_dir / RESULTS
+  if process.returncode or not results.exists():
+    raise RuntimeError(
+        f"{run.row!r}, seed {run.seed}, ended with status "
+        f"{process.returncode}: {log} says why.")
+  *_, last = results.read_text(encoding="utf-8").splitlines()
+  with open(folder / RESULTS, "a", encoding="utf-8") as file:
+    file.write(json.dumps({**dataclasses.asdict(run), **json.loads(last)})
+               + "\n")
