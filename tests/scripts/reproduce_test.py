@@ -8,7 +8,6 @@ from mesh_tensorflow.transformer import moe
 from mesh_tensorflow.transformer import transformer_layers
 import pytest
 
-import mtf_moe
 from scripts import reproduce
 
 SIZES = reproduce.Sizes(
@@ -22,7 +21,7 @@ TWO_LEVEL = {
     "expert_x": 2, "expert_y": 4, "hidden_size": 16, "group_size": 16,
     "capacity_factor_train": 1.25, "capacity_factor_second_level": 1.25}
 TWO_LEVEL_CLASSES = pytest.mark.parametrize(
-    "two_level_class", [mtf_moe.MoE2D, reproduce.reference_moe_2d],
+    "two_level_class", [reproduce.our_moe_2d, reproduce.reference_moe_2d],
     ids=["ours", "reference"])
 
 

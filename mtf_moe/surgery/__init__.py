@@ -1,0 +1,1 @@
+"""A checkpoint of one shape of mixture made into one of another."""
