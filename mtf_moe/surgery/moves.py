@@ -9,8 +9,8 @@ import numpy as np
 from mtf_moe.surgery import experts
 from mtf_moe.surgery import layers
 from mtf_moe.surgery.layers import FeedForward
+from mtf_moe.train import saved_variables
 
-STEP = "global_step"
 ANEW, AS_IT_IS = "drawn anew", "as it is"
 # A router that copies experts cannot tell the copies apart without.
 _ROUTER_NOISE = 0.01
@@ -71,9 +71,9 @@ def plan(source: Mapping[str, Sequence[int]],
     if place in theirs:
       for move in _of_layer(theirs[place], layer, source, target, options):
         moves[move.target] = move
-  variables = _without_slots(target)
+  variables = saved_variables.without_slots(target)
   for name in sorted(target):
-    if name == STEP or name in moves:
+    if name == saved_variables.STEP or name in moves:
       continue
     is_slot = name not in variables
     if name not in source or (is_slot and not options.slots):
@@ -99,18 +99,11 @@ def _anew(name):
   return Move(name, (), ANEW, lambda: None)
 
 
-def _without_slots(names):
-  """The names that are no other's with something behind it."""
-  return {name for name in names if not any(
-      name.startswith(other) and name[len(other):len(other) + 1] in ("_", "/")
-      for other in names if other != name)}
-
-
 def unused(source: Mapping[str, Sequence[int]], moves: Sequence[Move]
            ) -> list[str]:
   """The variables of the old checkpoint from which nothing is made."""
   used = {name for move in moves for name in move.sources}
-  return sorted(set(source) - used - {STEP})
+  return sorted(set(source) - used - {saved_variables.STEP})
 
 
 def _of_layer(theirs: FeedForward, ours: FeedForward, source, target, options):

@@ -15,7 +15,7 @@ from mtf_moe.simd import graphs
 from mtf_moe.surgery import moves as moves_lib
 from mtf_moe.surgery.moves import Move
 from mtf_moe.surgery.moves import Options
-from mtf_moe.train import checkpoints
+from mtf_moe.train import init_checkpoint
 from mtf_moe.train import masters
 from mtf_moe.train import saved_variables
 
@@ -77,7 +77,7 @@ class Operation:
       if move.sources:
         values[move.target] = move.make(*[
             _in_float32(reader.get_tensor(name)) for name in move.sources])
-    values[moves_lib.STEP] = np.array(self.step, np.int64)
+    values[saved_variables.STEP] = np.array(self.step, np.int64)
     for name, variable in self.variables.items():
       assert list(values[name].shape) == variable.shape, name
       values[name] = np.asarray(values[name], variable.dtype.as_numpy_dtype)
@@ -140,18 +140,15 @@ def prepare(given: str, configured: ConfiguredModel, options: Options,
         f"{saved_variables.names_of(configured.variables)}. Give a checkpoint "
         "of a transformer of mesh_tensorflow with the same layers.")
   if step is None:
-    step = int(tf.train.load_variable(path, moves_lib.STEP)) if (
-        moves_lib.STEP in there) else 0
+    step = int(tf.train.load_variable(path, saved_variables.STEP)) if (
+        saved_variables.STEP in there) else 0
   return Operation(path, moves, moves_lib.unused(source, moves), step,
                    variables, configured.training_graph, options)
 
 
 def _path(given):
   """The checkpoint that --from names."""
-  if tf.io.gfile.isdir(given):
-    path = checkpoints.newest(given)
-  else:
-    path = given if tf.io.gfile.exists(f"{given}.index") else None
+  path = init_checkpoint.path_or_none(given)
   if path is None:
     raise ValueError(
         f"--from={given} is no checkpoint: give a model directory, whose "

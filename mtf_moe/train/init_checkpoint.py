@@ -147,7 +147,7 @@ def path_of(given: str) -> str:
   Raises:
     ValueError: if there is none, or it is not whole.
   """
-  path = _path_or_none(given)
+  path = path_or_none(given)
   if path is not None:
     path = paths.usable(path, "run.init_checkpoint")
   else:
@@ -169,8 +169,9 @@ def _is_read():
   return gin.get_bindings("mtf_moe.set_aside_damaged").get("enabled", True)
 
 
-def _path_or_none(given):
-  """The path of a checkpoint that is there, or None."""
+def path_or_none(given) -> str | None:
+  """The checkpoint that a value names, as for `path_of`; None if none is there.
+  """
   if not isinstance(given, str):
     return None
   given = os.path.expanduser(given)

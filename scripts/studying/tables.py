@@ -38,6 +38,11 @@ class Row:
     return (statistics.stdev(self.values.values())
             if len(self.values) > 1 else math.nan)
 
+  def differences(self, other: "Row") -> list[float]:
+    """How far it is from another row, for each seed that both have."""
+    return [value - other.values[seed] for seed, value in self.values.items()
+            if seed in other.values]
+
   def difference(self, other: "Row") -> tuple[float, float]:
     """How far it is from another row, paired by seed.
 
@@ -45,9 +50,7 @@ class Row:
       the mean, and half of the width of its confidence interval, by Student's
       distribution; NaN where there are no seeds, or only one, in both
     """
-    differences = [value - other.values[seed]
-                   for seed, value in self.values.items()
-                   if seed in other.values]
+    differences = self.differences(other)
     if not differences:
       return math.nan, math.nan
     mean = statistics.fmean(differences)
@@ -116,8 +119,7 @@ def plot(found: Sequence[Row], baseline: Row, metric: str,
                           layout="constrained")
   axes = drawing.subplots()
   for place, row in enumerate(found):
-    pairs = [value - baseline.values[seed]
-             for seed, value in row.values.items() if seed in baseline.values]
+    pairs = row.differences(baseline)
     axes.plot(pairs, [place] * len(pairs), "o", color="tab:blue", alpha=0.5)
     mean, half = row.difference(baseline)
     axes.errorbar(mean, place, xerr=0.0 if math.isnan(half) else half,
