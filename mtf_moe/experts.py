@@ -43,33 +43,36 @@ def feed_forward(
       "expert_hidden" if expert_dims else "shared_hidden",
       hparams.moe_hidden_size)
   hidden = _hidden_units(
-      inputs, hidden_dim, expert_dims, hparams.moe_activation, variable_dtype)
+      inputs, hidden_dim, expert_dims, hparams, variable_dtype)
   if hparams.moe_dropout_rate:
     hidden = mtf.dropout(hidden, train, rate=hparams.moe_dropout_rate)
   outputs = [
-      _dense(hidden, output_dim, expert_dims, variable_dtype, name)
+      _dense(hidden, output_dim, expert_dims, hparams, variable_dtype, name)
       for name in (("q_wo", "k_wo") if hparams.moe_use_experts_attention
                    else ("wo",))]
   return outputs if len(outputs) > 1 else outputs[0]
 
 
-def _hidden_units(inputs, hidden_dim, expert_dims, activation, variable_dtype):
+def _hidden_units(inputs, hidden_dim, expert_dims, hparams, variable_dtype):
   """The hidden layer; where there are several activations, their product."""
+  activation = hparams.moe_activation
   activations = activation if isinstance(activation, list) else [activation]
   return functools.reduce(mtf.multiply, [
       _activated(
-          _dense(inputs, hidden_dim, expert_dims, variable_dtype,
+          _dense(inputs, hidden_dim, expert_dims, hparams, variable_dtype,
                  f"wi_{number}" if len(activations) > 1 else "wi"), one)
       for number, one in enumerate(activations)])
 
 
-def _dense(inputs, output_dim, expert_dims, variable_dtype, name):
+def _dense(inputs, output_dim, expert_dims, hparams, variable_dtype, name):
   """mtf.layers.dense without a bias, but for the order of its gradients.
 
   Args:
     inputs: a Tensor [<expert dims>, <batch dims>, input].
     output_dim: a Dimension.
     expert_dims: a list of Dimensions.
+    hparams: a MoeHparams. With moe_dispatch = "einsum", whose results are the
+      reference's to the last bit, gradients are mtf's.
     variable_dtype: a mtf.VariableDType.
     name: a string, the variable scope.
 
@@ -84,7 +87,9 @@ def _dense(inputs, output_dim, expert_dims, variable_dtype, name):
       inputs, [output_dim], [input_dim], expert_dims, kernel_initializer=None,
       name=name, variable_dtype=variable_dtype)
   with tf.variable_scope(name):
-    outputs = _Product([inputs, weights], mtf.Shape(dims + [output_dim]))
+    product = (mtf.EinsumOperation if hparams.moe_dispatch == "einsum"
+               else _Product)
+    outputs = product([inputs, weights], mtf.Shape(dims + [output_dim]))
   if mtf.layers.unit_scaling_convention():
     return outputs.outputs[0] * input_dim.size ** -0.5
   return outputs.outputs[0]
@@ -97,7 +102,8 @@ class _Product(mtf.EinsumOperation):
     grad, = grad_ys
     inputs, weights = self.inputs
     # The gradient of the weights is a plain matrix product in this order. In
-    # mtf's, a CPU transposes the result, which takes as long again.
+    # mtf's, a CPU transposes the result, which takes as long again. Some CPUs
+    # add up in another order here, others do not.
     return [mtf.einsum([grad, weights], inputs.shape),
             mtf.einsum([inputs, grad], weights.shape)]
 
