@@ -340,11 +340,12 @@ def _with_knobs_of_levels(cls):
 class Level:
   """Settings of one level.
 
-  Beside the two below, all that `MoeHparams` explains as of a "(level)".
+  Beside the three below, all that `MoeHparams` explains as of a "(level)".
 
   Attributes:
     experts: among how many a token chooses.
     router: the router; see `MoeHparams.moe_gating`.
+    loss_coef: weight of its balancing loss; None for the layer's.
 
   Raises:
     ValueError: on a value that is not allowed.
@@ -352,6 +353,7 @@ class Level:
 
   experts: int = knob(8, knobs.positive_integer)
   router: Any = "top_2"
+  loss_coef: float | None = knob(None, knobs.optional(_COEFFICIENT))
 
   if TYPE_CHECKING:  # What the decorator adds.
     def __getattr__(self, name: str) -> Any: ...

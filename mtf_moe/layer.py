@@ -388,8 +388,15 @@ class Mixture:
 
 def _auxiliary_loss(routings, hparams, dtype):
   """What all levels add to the training loss, a scalar of the given type."""
-  loss = hparams.moe_loss_coef * mtf.add_n(
-      [mtf.cast(routed.balance_loss, dtype) for routed in routings])
+  losses = [mtf.cast(routed.balance_loss, dtype) for routed in routings]
+  coefficients = [
+      hparams.moe_loss_coef if level.loss_coef is None else level.loss_coef
+      for level in hparams.levels]
+  if len(set(coefficients)) == 1:  # Rounds as the reference does.
+    loss = coefficients[0] * mtf.add_n(losses)
+  else:
+    loss = mtf.add_n([coefficient * loss for coefficient, loss
+                      in zip(coefficients, losses)])
   # The z-loss has a weight of its own, which the coefficient leaves alone.
   for routed in routings:
     if routed.z_loss is not None:

@@ -19,10 +19,11 @@ ROOM_FOR_ALL = {
 
 def run(dims, impl, layout=None, mesh_shape=None, **hparams):
   """Runs the layer in training on random inputs with the given dimensions."""
+  usual = {} if "moe_levels" in hparams else ROOM_FOR_ALL
+
   def layer(tensors):
     return mtf_moe.transformer_moe_layer_v2(
-        tensors["inputs"], DEPTH, mtf_moe.MoeHparams(**{
-            **ROOM_FOR_ALL, **hparams}),
+        tensors["inputs"], DEPTH, mtf_moe.MoeHparams(**{**usual, **hparams}),
         True, harness.variable_dtype(), layout=layout, mesh_shape=mesh_shape)
 
   shape = [dim.size for dim in [*dims, DEPTH]]
@@ -79,6 +80,21 @@ def test_the_z_loss_has_a_weight_of_its_own():
   z_loss = loss(0.0, 0.1)
   assert z_loss > 0
   assert loss(0.5, 0.1) == pytest.approx(loss(0.5, None) + z_loss, rel=1e-5)
+
+
+def test_balancing_losses_have_weights_of_their_own():
+  def loss(*coefficients):
+    return run(
+        DIMS, harness.mesh_impl(), moe_hidden_size=8, moe_loss_coef=0.5,
+        moe_levels=[mtf_moe.Level(experts=2, loss_coef=coefficient,
+                                  second_policy_train="all")
+                    for coefficient in coefficients]).loss
+
+  outer, inner = loss(1.0, 0.0), loss(0.0, 1.0)
+  assert outer != pytest.approx(inner)
+  assert loss(0.3, 0.1) == pytest.approx(0.3 * outer + 0.1 * inner, rel=1e-5)
+  assert loss(None, None) == pytest.approx(0.5 * (outer + inner), rel=1e-5)
+  assert loss(None, 0.0) == pytest.approx(0.5 * outer, rel=1e-5)
 
 
 def test_experts_on_no_mesh_axis_are_told(caplog):
