@@ -3,7 +3,7 @@
 A study is a file of TOML: flags of mtf_moe.train for all rows, seeds, and rows,
 each with the flags that make it what it is (see scripts/studies).
 
-  python scripts/study.py run scripts/studies/quickstart.toml my_study \\
+  python scripts/study.py run scripts/studies/capacity.toml my_study \\
       -- --gin_param='SentencePieceVocabulary.path = "text.model"'
 
 makes the runs that the folder my_study has no result of, one after the other;

@@ -24,6 +24,7 @@ FILE = "results.jsonl"
 TRAINING_FILE = "training.json"
 
 _STEPS_OF_LOSS = 100
+_RECORDED_STEPS = 5
 _BEGAN = time.monotonic()
 
 
@@ -41,6 +42,9 @@ class Training:
     cpu_seconds: of the processes, of all their threads, from the first step to
       the last; None where a run was killed, and with it what it took.
     seconds: likewise, on the clock.
+    records: what mixtures recorded, by level and metric, such as
+      "inner/load/max_over_mean": the mean over layers and the last recorded
+      steps, 5 where one run recorded as many; None where they record nothing.
   """
 
   step: int
@@ -49,6 +53,7 @@ class Training:
   loss_without_auxiliary: float | None = None
   cpu_seconds: float | None = None
   seconds: float | None = None
+  records: dict[str, float] | None = None
 
 
 def read_training(model_dir: str) -> Training | None:
@@ -88,6 +93,7 @@ class Meter:
     self._tokens_per_step = tokens_per_step
     self._losses = collections.deque(maxlen=_STEPS_OF_LOSS)
     self._auxiliary = None
+    self._records = collections.deque(maxlen=_RECORDED_STEPS)
 
   def begin(self, first_step: int):
     """Starts the clocks, before the step after `first_step`."""
@@ -109,6 +115,9 @@ class Meter:
         if tag.metric == tags_lib.AUXILIARY_LOSS]
     if auxiliary:
       self._auxiliary = math.fsum(auxiliary)
+    by_level = _means_by_level(records)
+    if by_level:
+      self._records.append(by_level)
 
   def end(self, step: int) -> Training:
     """All of it, up to a step."""
@@ -120,7 +129,26 @@ class Meter:
         cpu_seconds=_sum(before.cpu_seconds, time.process_time() - cpu),
         seconds=_sum(before.seconds, time.monotonic() - clock),
         loss=loss, loss_without_auxiliary=(
-            None if self._auxiliary is None else loss - self._auxiliary))
+            None if self._auxiliary is None else loss - self._auxiliary),
+        records=_means(self._records) if self._records else before.records)
+
+
+def _means_by_level(records):
+  """What is recorded of levels and layers, not of single experts."""
+  return _means(
+      {f"{tag.level}/{tag.metric}": float(records[name])}
+      for name, tag in tags_lib.parse(records).items()
+      if tags_lib.expert_of(tag.metric) is None)
+
+
+def _means(found):
+  """The mean of each name's values in dicts, rounded for people."""
+  values = collections.defaultdict(list)
+  for one in found:
+    for name, value in one.items():
+      values[name].append(value)
+  return {name: round(statistics.fmean(each), 6)
+          for name, each in values.items()}
 
 
 def _sum(before, seconds):

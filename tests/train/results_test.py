@@ -57,6 +57,9 @@ def test_what_a_line_says(model):
   # The balancing loss of the first level is 1 or more, and its weight 0.01.
   auxiliary = training["loss"] - training["loss_without_auxiliary"]
   assert 0.01 <= auxiliary < 0.05
+  records = training["records"]
+  assert 1.0 <= records["outer/load/max_over_mean"] <= 2.0  # Two experts.
+  assert 0.0 <= records["layer/tokens/no_expert"] <= 1.0
 
 
 def test_runs_that_go_on_add_up(model):
@@ -117,6 +120,21 @@ def test_what_is_measured():
   assert (found.step, found.tokens) == (5, 70)
   assert (found.loss, found.loss_without_auxiliary) == (3.0, 2.25)
   assert 7.0 <= found.cpu_seconds < 8.0 < found.seconds < 9.0
+  assert found.records == {"layer/loss/auxiliary": 0.375}
+
+
+def test_records_are_means_over_layers_and_the_last_recorded_steps():
+  meter = results.Meter(None, 0, 20)
+  meter.begin(0)
+  for step in range(7):
+    meter.observe(2.0, {
+        "moe/block_0/inner/load/max_over_mean": step,
+        "moe/block_1/inner/load/max_over_mean": step + 1.0,
+        "moe/block_0/outer/load/max_over_mean": 1.5,
+        "moe/block_0/layer/load/expert_0_1": 7.0})
+    meter.observe(2.0, {})
+  assert meter.end(14).records == {
+      "inner/load/max_over_mean": 4.5, "outer/load/max_over_mean": 1.5}
 
 
 def test_a_damaged_file_is_told(tmp_path, capsys):
