@@ -12,12 +12,14 @@ line of my_study/results.jsonl, with what it came from and what it took, and
 
   python scripts/study.py report my_study --baseline='two levels, 4 x 4'
 
-makes a table and a plot of them: means, and differences paired by seed. It
-needs the extra "benchmark" of setup.py.
+makes a table and a plot of them: means, and differences paired by seed. With
+--study=FILE, a folder may hold the results of several studies. It needs the
+extra "benchmark" of setup.py.
 """
 
 import argparse
 import pathlib
+import re
 import sys
 
 from studying import runs
@@ -45,9 +47,15 @@ def _run(flags):
 def _report(flags):
   """Prints the table, and writes it beside the plot."""
   results = runs.read(flags.folder)
+  if flags.study:
+    rows = runs.Study.read(flags.study).rows
+    results = [result for row in rows for result in results
+               if result["row"] == row]
   if not results:
-    raise ValueError(f"{flags.folder} has no results: run a study there.")
-  found = tables.rows(results, flags.metric)
+    raise ValueError(f"{flags.folder} has no results"
+                     f"{f' of {flags.study}' if flags.study else ''}: run a "
+                     "study there.")
+  found = tables.rows(results, flags.metric, flags.beside)
   name = flags.baseline or found[0].name
   by_name = {row.name: row for row in found}
   if name not in by_name:
@@ -55,9 +63,11 @@ def _report(flags):
         f"--baseline={name} is no row: choose one of {', '.join(by_name)}.")
   text = tables.table(found, by_name[name], flags.metric)
   print(text)
-  (flags.folder / f"{flags.metric}.md").write_text(text + "\n")
-  tables.plot(found, by_name[name], flags.metric,
-              flags.folder / f"{flags.metric}.png")
+  stem = re.sub(r"\W+", "_", flags.metric)
+  if flags.study:
+    stem = f"{flags.study.stem}_{stem}"
+  (flags.folder / f"{stem}.md").write_text(text + "\n")
+  tables.plot(found, by_name[name], flags.metric, flags.folder / f"{stem}.png")
   return 0
 
 
@@ -73,7 +83,13 @@ def main(arguments=None):
   report = commands.add_parser("report", help="make tables and plots")
   report.add_argument("folder", type=pathlib.Path)
   report.add_argument("--baseline", help="a row; the first one if not given")
+  report.add_argument("--study", type=pathlib.Path,
+                      help="a file of TOML, for its rows only")
   report.add_argument("--metric", default="bits_per_byte")
+  report.add_argument("--beside", nargs="+", metavar="METRIC",
+                      default=[], help=(
+                          "whose means are shown beside it, such as "
+                          "training.cpu_seconds"))
   flags = parser.parse_args(arguments)
   try:
     return {"run": _run, "report": _report}[flags.command](flags)

@@ -21,12 +21,12 @@ class Row:
   Attributes:
     name: the row's.
     values: the metric, by seed.
-    cost: seconds of CPU of a training, the mean; None where not known.
+    beside: means of further numbers, by name; None where a result lacks one.
   """
 
   name: str
   values: Mapping[int, float]
-  cost: float | None
+  beside: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
 
   @property
   def mean(self) -> float:
@@ -61,34 +61,52 @@ class Row:
         (1 + CONFIDENCE) / 2, len(differences) - 1)
 
 
-def rows(results: Sequence[Mapping[str, Any]], metric: str) -> list[Row]:
+def rows(results: Sequence[Mapping[str, Any]], metric: str,
+         beside: Sequence[str] = ()) -> list[Row]:
   """The rows of results, in their order.
 
   Args:
     results: as `runs.read` returns them.
-    metric: the name of a number in them.
+    metric: the name of a number in them; one that is inside of others is named
+      with them, such as "training.loss".
+    beside: names of further numbers.
 
   Raises:
-    ValueError: if a result does not have it.
+    ValueError: if a result does not have the metric, or none has a number that
+      is wanted beside it.
   """
-  found: dict[str, dict[int, Mapping[str, Any]]] = {}
+  found: dict[str, dict[int, Mapping[str, float]]] = {}
   for result in results:
-    if not isinstance(result.get(metric), int | float):
-      numbers = sorted(name for name, value in result.items()
-                       if isinstance(value, float))
+    numbers = dict(_numbers(result))
+    if metric not in numbers:
       raise ValueError(
           f"--metric={metric} is no number in the result of {result['row']!r}, "
-          f"seed {result['seed']}: choose one of {', '.join(numbers)}.")
-    found.setdefault(result["row"], {})[result["seed"]] = result
-  return [Row(name, {seed: one[metric] for seed, one in by_seed.items()},
-              _cost(by_seed.values()))
-          for name, by_seed in found.items()]
+          f"seed {result['seed']}: choose one of {', '.join(sorted(numbers))}.")
+    found.setdefault(result["row"], {})[result["seed"]] = numbers
+  known = {name for by_seed in found.values() for numbers in by_seed.values()
+           for name in numbers}
+  for name in beside:
+    if name not in known:
+      raise ValueError(f"--beside={name} is no number in any result: choose "
+                       f"from {', '.join(sorted(known))}.")
+  return [
+      Row(row, {seed: numbers[metric] for seed, numbers in by_seed.items()},
+          {name: _mean([numbers.get(name) for numbers in by_seed.values()])
+           for name in beside})
+      for row, by_seed in found.items()]
 
 
-def _cost(results):
-  seconds = [(result.get("training") or {}).get("cpu_seconds")
-             for result in results]
-  return None if None in seconds else statistics.fmean(seconds)
+def _numbers(result, prefix=""):
+  """(name, number) pairs of a result, and of what is inside of it."""
+  for name, value in result.items():
+    if isinstance(value, Mapping):
+      yield from _numbers(value, f"{prefix}{name}.")
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+      yield prefix + name, value
+
+
+def _mean(values):
+  return None if None in values else statistics.fmean(values)
 
 
 def table(found: Sequence[Row], baseline: Row, metric: str) -> str:
@@ -104,10 +122,10 @@ def table(found: Sequence[Row], baseline: Row, metric: str) -> str:
         number(row.deviation, ".4f"),
         "" if row is baseline else number(mean, "+.4f"),
         "" if row is baseline else number(half, ".4f"),
-        number(row.cost, ",.0f")])
+        *(number(value, ",.4g") for value in row.beside.values())])
   return tabulate.tabulate(lines, headers=[
       "", "seeds", metric, "deviation", f"from {baseline.name!r}",
-      f"+- ({CONFIDENCE:.0%})", "CPU seconds"], tablefmt="github",
+      f"+- ({CONFIDENCE:.0%})", *(baseline.beside)], tablefmt="github",
                            disable_numparse=True)
 
 

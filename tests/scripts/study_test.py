@@ -52,7 +52,8 @@ def keep(folder, row, seed, value, flags=("--a",), cpu=None):
   with open(folder / runs.RESULTS, "a") as file:
     file.write(json.dumps({
         "row": row, "seed": seed, "flags": flags, "bits_per_byte": value,
-        "training": {"cpu_seconds": cpu}}) + "\n")
+        "training": {"cpu_seconds": cpu, "records": {"a/b": value / 2}},
+        "dropless": False}) + "\n")
 
 
 def test_what_is_missing(tmp_path):
@@ -71,24 +72,25 @@ def test_what_is_missing(tmp_path):
 
 def test_differences_are_paired_by_seed():
   """By hand: differences 1, 2, 3 have the mean 2 and the deviation 1."""
-  base = tables.Row("base", {1: 10.0, 2: 20.0, 3: 30.0, 4: 0.0}, None)
-  other = tables.Row("other", {3: 33.0, 2: 22.0, 1: 11.0, 7: 5.0}, None)
+  base = tables.Row("base", {1: 10.0, 2: 20.0, 3: 30.0, 4: 0.0})
+  other = tables.Row("other", {3: 33.0, 2: 22.0, 1: 11.0, 7: 5.0})
   mean, half = other.difference(base)
   assert mean == 2.0
   # Student's 97.5% point of two degrees of freedom, from a table.
   assert half == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
   assert other.deviation == pytest.approx(12.366, rel=1e-3)
-  alone = tables.Row("alone", {1: 12.0}, None)
+  alone = tables.Row("alone", {1: 12.0})
   mean, half = alone.difference(base)
   assert mean == 2.0 and math.isnan(half) and math.isnan(alone.deviation)
-  assert math.isnan(tables.Row("", {9: 1.0}, None).difference(base)[0])
+  assert math.isnan(tables.Row("", {9: 1.0}).difference(base)[0])
 
 
 def test_report(tmp_path, capsys):
   for seed in (1, 2, 3):
     keep(tmp_path, "base", seed, 2.0 + seed, cpu=100 * seed)
     keep(tmp_path, "better", seed, 1.5 + seed, cpu=None)
-  assert study_script.main(["report", str(tmp_path)]) == 0
+  assert study_script.main(
+      ["report", str(tmp_path), "--beside", "training.cpu_seconds"]) == 0
   *_, base, better = capsys.readouterr().out.splitlines()
   cells = [cell.strip() for cell in better.strip("|").split("|")]
   assert cells == ["better", "3", "3.5000", "1.0000", "-0.5000", "0.0000", ""]
@@ -97,10 +99,28 @@ def test_report(tmp_path, capsys):
   assert image.imread(tmp_path / "bits_per_byte.png").shape[1] > 100
 
 
+def test_a_report_of_one_study_among_several(tmp_path, capsys):
+  """Its rows in its order, with numbers from inside of the results."""
+  for row in ("other", "two", "one, 1 x 1"):
+    for seed in (1, 2):
+      keep(tmp_path, row, seed, 2.0 * seed)
+  path = declared(tmp_path)
+  assert study_script.main([
+      "report", str(tmp_path), f"--study={path}",
+      "--metric=training.records.a/b", "--beside", "bits_per_byte"]) == 0
+  lines = [[cell.strip() for cell in line.strip("|").split("|")]
+           for line in capsys.readouterr().out.splitlines()]
+  assert lines[0][-1] == "bits_per_byte"
+  assert [(row, mean, beside) for row, _, mean, *_, beside in lines[2:]] == [
+      ("one, 1 x 1", "1.5000", "3"), ("two", "1.5000", "3")]
+  assert (tmp_path / "study_training_records_a_b.png").exists()
+
+
 @pytest.mark.parametrize("flags, said", [
     ([], "has no results"),
     (["--baseline=other"], "choose one of base"),
-    (["--metric=loss"], "choose one of bits_per_byte")])
+    (["--metric=loss"], "choose one of bits_per_byte"),
+    (["--beside", "dropless"], "choose from bits_per_byte")])
 def test_reports_of_nothing(tmp_path, capsys, flags, said):
   if flags:
     keep(tmp_path, "base", 1, 2.0)
