@@ -1,5 +1,7 @@
 """Installs mtf_moe."""
 
+import pathlib
+
 import setuptools
 
 # The oldest and the newest release that the tests run on; see
@@ -47,6 +49,21 @@ setuptools.setup(
     name="mtf_moe",
     version="0.1.0",
     description="A hierarchical mixture of experts for Mesh TensorFlow.",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(
+        encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    keywords="mixture-of-experts mesh-tensorflow transformer tpu",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11,<3.14",
     # The gin files lie in a folder of their own at the top of a checkout, for
     # people to find, and are installed as mtf_moe/configs.
@@ -56,9 +73,19 @@ setuptools.setup(
     ],
     package_dir={"mtf_moe.configs": "configs"},
     package_data={
+        "mtf_moe": ["py.typed"],
         "mtf_moe.configs": ["*/*.gin"],
         "mtf_moe.report": ["*.css", "*.html", "*.js"],
     },
+    entry_points={"console_scripts": [
+        "mtf-moe-train=mtf_moe.commands:train",
+        "mtf-moe-plan=mtf_moe.commands:plan",
+        "mtf-moe-report=mtf_moe.commands:report",
+        "mtf-moe-surgery=mtf_moe.commands:surgery",
+        "mtf-moe-vocabulary=mtf_moe.commands:vocabulary",
+        "mtf-moe-export=mtf_moe.commands:export",
+        "mtf-moe-run=mtf_moe.commands:run_exported",
+    ]},
     # No TensorFlow here, as in mesh-tensorflow and tensorflow-probability: a
     # TPU host or a GPU image brings its own build under another name, and a
     # requirement would install a second one over it. See the extras.

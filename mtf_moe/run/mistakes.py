@@ -15,6 +15,7 @@ that goes wrong is a defect of the program, and keeps its traceback.
 from collections.abc import Callable
 import contextlib
 import dis
+import importlib.metadata
 import re
 import sys
 from typing import Any, NoReturn
@@ -79,8 +80,18 @@ def run(program: str, main: Callable[[list[str]], Any]):
     main: a function of the list of arguments.
   """
 
+  # Here, not at the top: programs of others import this module, too.
+  if "version" not in flags.FLAGS:
+    flags.DEFINE_bool("version", False, "Print the version and stop.",
+                      flag_values=flags.FLAGS)
+  flags.FLAGS.register_key_flag_for_module(
+      sys.argv[0], flags.FLAGS["version"])
+
   @told(program)
   def parse(argv):
+    if "--version" in argv[1:]:  # Whatever else is required.
+      print(f"{program}, mtf_moe {importlib.metadata.version('mtf_moe')}")
+      sys.exit()
     rest = flags.FLAGS(argv)
     if len(rest) > 1:
       raise app.UsageError(

@@ -16,6 +16,7 @@ of JSON each.
 """
 
 import argparse
+import importlib.metadata
 import json
 import statistics
 import sys
@@ -32,6 +33,9 @@ def main():
   parser = argparse.ArgumentParser(
       prog="python -m mtf_moe.xla", description=__doc__,
       formatter_class=argparse.RawTextHelpFormatter)
+  parser.add_argument(
+      "--version", action="version",
+      version=f"mtf_moe {importlib.metadata.version('mtf_moe')}")
   parser.add_argument("folder", help="what mtf_moe.xla.export has written")
   parser.add_argument(
       "--steps", type=int, default=10, help="how many, 1 or more")
