@@ -38,6 +38,9 @@ _BENCHMARK = ["matplotlib>=3.8", "scipy>=1.11", "tabulate>=0.9"]
 # tensorboard reads event files. TensorFlow up to 2.15 brings its own release of
 # it, the newest does without.
 _REPORT = ["plotly>=6.0", "tensorboard>=2.12"]
+# Of the site. Zensical reads mkdocs.yml; it is what the authors of Material for
+# MkDocs, which ends in 2027, go on with.
+_DOCS = ["mkdocstrings[python]>=1.0", "zensical>=0.0.73"]
 # JAX needs newer releases of what both use than TensorFlow allows before 2.20,
 # which Python 3.11 has here.
 _XLA = ["jax>=0.11,<0.12; python_version >= '3.12'"]
@@ -111,6 +114,7 @@ setuptools.setup(
         "quickstart": _QUICKSTART,
         "study": _STUDY,
         "benchmark": _BENCHMARK,
+        "docs": _DOCS,
         "report": _REPORT,
         "xla": _XLA,
         "tpu": _TPU,

@@ -152,8 +152,9 @@ def transformer_moe_layer(
     experts: the network inside the experts, a callable with the signature of
       `experts.feed_forward`.
     activation: if not None, in place of hparams.moe_activation.
-    master_dtype, slice_dtype, activation_dtype: in place of `variable_dtype`,
-      the parts of it.
+    master_dtype: with the next two, in place of `variable_dtype`.
+    slice_dtype: likewise.
+    activation_dtype: likewise.
     levels: if not None, in place of hparams.moe_num_experts: the experts of
       each level, or a `Level` for each.
 
