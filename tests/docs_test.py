@@ -1,11 +1,15 @@
-"""What the documentation says of parameters is what the code has."""
+"""What the documentation says is what the code has and does."""
 
 import ast
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import mtf_moe
 from mtf_moe import hparams
+from tests.train import program
 
 ROOT = pathlib.Path(__file__).parents[1]
 # How gin calls the experts of MoE2D, and the function of transformer_layers.
@@ -54,3 +58,56 @@ def test_links_from_files_that_are_not_of_the_site():
 
 def test_the_readme_is_short():
   assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def tutorials():
+  """The blocks of Python of the page, by their number."""
+  text = (ROOT / "docs" / "tutorials.md").read_text()
+  return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def said_by(text, folder):
+  """What a program in a file of its own prints."""
+  path = folder / "tutorial.py"
+  path.write_text(text)
+  result = subprocess.run(
+      [sys.executable, path], capture_output=True, text=True, check=False,
+      env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=folder)
+  assert result.returncode == 0, result.stderr
+  return result.stdout
+
+
+def test_tutorial_of_the_layer(tmp_path):
+  lines = [line for line in tutorials()[0].splitlines() if line]
+  assert len(lines) <= 31
+  first, *variables = said_by(tutorials()[0], tmp_path).splitlines()
+  assert first.startswith("(4, 8, 16) balancing loss 0.0")
+  assert len(variables) == 4
+
+
+def test_tutorial_of_the_mesh(tmp_path):
+  difference = said_by(tutorials()[1], tmp_path).rpartition(":")[2]
+  assert float(difference) < 1e-4  # Of outputs of some 100.
+
+
+def test_tutorial_of_a_group(tmp_path):
+  """As the table of the page on the idea has it."""
+  assert said_by(tutorials()[2], tmp_path).splitlines() == [
+      "token 0 wants AB: A0 0.67", "token 1 wants AC: A1 0.67, C1 0.33",
+      "token 2 wants AD: D1 0.33", "token 3 wants BC: B0 0.67",
+      "token 4 wants BD: B1 0.67", "token 5 wants CA: C0 0.67",
+      "token 6 wants DB: D0 0.67", "token 7 wants AD: finds no expert"]
+
+
+def test_tutorial_of_a_router(tmp_path):
+  assert "'drawn'" in said_by(tutorials()[3], tmp_path)
+  program.write_text(tmp_path)
+  (tmp_path / "my_routers.py").write_text(tutorials()[3])
+  arguments = program.program(
+      tmp_path, "MoE2D.moe_gating = 'drawn'", "run.train_steps = 2")
+  arguments["args"].append("--module_import=my_routers")
+  assert "step 2 of 2" in program.run_arguments(arguments).stdout
+
+
+def test_all_tutorials_are_run():
+  assert len(tutorials()) == 4
