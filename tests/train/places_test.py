@@ -9,6 +9,7 @@ import shutil
 import pytest
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.train import results
 from tests.train.program import write_text
 from tests.train.small_models import ONE_SLICE
 from tests.train.small_models import Model
@@ -77,8 +78,9 @@ def test_evaluating_what_somebody_else_made(tmp_path, model):
   assert contents(elsewhere) == before[0]
   after = contents(tmp_path / "model")
   assert before[1].items() <= after.items()
-  assert all(path.parts[0].startswith("eval_")
-             for path in after.keys() - before[1].keys())
+  new = {path.parts[0] for path in after.keys() - before[1].keys()}
+  assert results.FILE in new  # A line for each evaluation.
+  assert all(name.startswith("eval_") for name in new - {results.FILE})
 
 
 def test_training_on_from_what_somebody_else_made(tmp_path, model):
