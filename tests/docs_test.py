@@ -1,9 +1,13 @@
 """What the documentation says is what the code has and does."""
 
 import ast
+import collections
+import importlib.util
+import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
@@ -58,6 +62,92 @@ def test_links_from_files_that_are_not_of_the_site():
 
 def test_the_readme_is_short():
   assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def blocks():
+  """(page, block) of all code in the documentation."""
+  for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md",
+               *sorted((ROOT / "docs").glob("*.md"))]:
+    for block in re.findall(r"```\w*\n(.*?)```", page.read_text(), re.DOTALL):
+      yield page.name, block
+
+
+def commands():
+  """The programs of ours that the pages run: (name, arguments), without ..."""
+  found = []
+  for _, block in blocks():
+    for line in block.replace("\\\n", " ").splitlines():
+      line = line.strip().removeprefix("$ ").partition(" #")[0]
+      match = re.match(r"(?:python -m|python|bash) (mtf_moe[\w.]*|scripts/\S+)",
+                       line)
+      if match:
+        found.append((match[1], [
+            argument for argument in shlex.split(line[match.end():])
+            if argument not in ("...", "$FLAGS")]))
+  return found
+
+
+def help_of(name):
+  """What a program says of all its flags."""
+  command = (["bash", name] if name.endswith(".sh")
+             else [sys.executable, name] if name.endswith(".py")
+             else [sys.executable, "-m", name])
+  flag = ("--help" if name.startswith("scripts") or name == "mtf_moe.xla"
+          else "--helpfull")
+  # absl ends with the status 1 after its help.
+  return subprocess.run([*command, flag], capture_output=True, text=True,
+                        check=False, cwd=ROOT).stdout
+
+
+def test_flags_of_commands_are_known():
+  by_program = collections.defaultdict(set)
+  for name, arguments in commands():
+    by_program[name] |= {
+        argument[2:].partition("=")[0] for argument in arguments
+        if argument.startswith("--") and argument != "--"}
+  assert {"mtf_moe.train", "mtf_moe.plan", "mtf_moe.xla.export", "mtf_moe.xla",
+          "mtf_moe.report", "scripts/study.py", "scripts/benchmark.py",
+          "scripts/test.sh"} <= by_program.keys()
+  # They need JAX, or hand their flags to another program.
+  elsewhere = {"mtf_moe.run"} | (
+      set() if importlib.util.find_spec("jax") else
+      {"mtf_moe.xla", "mtf_moe.xla.export"})
+  for name in by_program.keys() - elsewhere:
+    known = set(re.findall(r"--(?:\[no\])?(\w+)", help_of(name)))
+    if name == "scripts/study.py":  # Its commands have their own.
+      known |= {"study", "beside"}
+    assert by_program[name] - {"help"} <= known, name
+
+
+def test_gin_files_of_commands_are_there():
+  of_users = {"my_mixtures.gin", "models/t5.1.1.small.gin"}
+  files = {argument.partition("=")[2] for _, arguments in commands()
+           for argument in arguments if argument.startswith("--gin_file=")}
+  assert "models/lm_small.gin" in files
+  for file in files - of_users:
+    assert (ROOT / "configs" / file).exists(), file
+
+
+def test_gin_parameters_of_commands_are_known():
+  parameters = sorted({
+      argument.partition("=")[2] for _, arguments in commands()
+      for argument in arguments if argument.startswith("--gin_param=")})
+  assert len(parameters) > 5
+  parse = ("import mtf_moe.train.__main__, gin, json, sys\n"
+           "gin.parse_config(json.loads(sys.argv[1]))")
+  subprocess.run([sys.executable, "-c", parse, json.dumps(parameters)],
+                 check=True, cwd=ROOT)
+
+
+def test_files_that_the_pages_name_are_there():
+  named = {path for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md",
+                             *(ROOT / "docs").glob("*.md")]
+           for path in re.findall(
+               r"(?:scripts|tests|constraints|configs|mtf_moe|docs)/[\w./-]+\w",
+               page.read_text())}
+  assert len(named) > 20
+  for path in named - {"mtf_moe/configs"}:  # As it is installed.
+    assert (ROOT / path).exists(), path
 
 
 def tutorials():
