@@ -150,6 +150,19 @@ def test_files_that_the_pages_name_are_there():
     assert (ROOT / path).exists(), path
 
 
+def test_messages_under_trouble_are_those_of_the_code():
+  said = " ".join(
+      re.sub(r"""['"]\s*\n\s*f?['"]""", "", path.read_text())
+      for path in (ROOT / "mtf_moe").rglob("*.py"))
+  page = (ROOT / "docs" / "trouble.md").read_text()
+  quoted = [message for row in re.findall(r"^\| (.*?) \|", page, re.MULTILINE)
+            for message in re.findall(r'"([^"]{6,})"', row)
+            if message not in ("einsum",)]
+  assert len(quoted) > 8
+  for message in quoted:
+    assert message.removesuffix(" nan") in said, message
+
+
 def tutorials():
   """The blocks of Python of the page, by their number."""
   text = (ROOT / "docs" / "tutorials.md").read_text()
