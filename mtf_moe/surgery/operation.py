@@ -12,6 +12,8 @@ import tensorflow.compat.v1 as tf
 from mtf_moe.run import sessions
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.simd import graphs
+from mtf_moe.surgery import experts
+from mtf_moe.surgery import loads as loads_lib
 from mtf_moe.surgery import moves as moves_lib
 from mtf_moe.surgery.moves import Move
 from mtf_moe.surgery.moves import Options
@@ -132,7 +134,11 @@ def prepare(given: str, configured: ConfiguredModel, options: Options,
   variables = saved_variables.of_graph(configured.training_graph)
   source = {name: variable.shape for name, variable in there.items()}
   target = {name: variable.shape for name, variable in variables.items()}
-  moves = moves_lib.plan(source, target, options)
+  old_step = _step(path, there)
+  loads = None
+  if options.fewer in (experts.BUSIEST, experts.WEIGHTED):
+    loads = loads_lib.read(os.path.dirname(path), old_step)
+  moves = moves_lib.plan(source, target, options, loads)
   if not any(move.sources for move in moves):
     raise ValueError(
         f"--from={given} has no variable of this model: it has "
@@ -140,10 +146,16 @@ def prepare(given: str, configured: ConfiguredModel, options: Options,
         f"{saved_variables.names_of(configured.variables)}. Give a checkpoint "
         "of a transformer of mesh_tensorflow with the same layers.")
   if step is None:
-    step = int(tf.train.load_variable(path, saved_variables.STEP)) if (
-        saved_variables.STEP in there) else 0
+    step = old_step or 0
   return Operation(path, moves, moves_lib.unused(source, moves), step,
                    variables, configured.training_graph, options)
+
+
+def _step(path, there):
+  """The step of a checkpoint; None where it has none."""
+  if saved_variables.STEP not in there:
+    return None
+  return int(tf.train.load_variable(path, saved_variables.STEP))
 
 
 def _path(given):
