@@ -21,6 +21,7 @@ from absl import flags
 from mtf_moe.run import configured_step
 from mtf_moe.run import console
 from mtf_moe.run import mistakes
+from mtf_moe.run import paths
 from mtf_moe.surgery import experts
 from mtf_moe.surgery import operation
 from mtf_moe.surgery.moves import Options
@@ -60,6 +61,7 @@ def main(argv):
   if not FLAGS.model_dir and not FLAGS.dry_run:
     raise ValueError("--model_dir is not set: name a directory to write to.")
   if FLAGS.model_dir:
+    FLAGS.model_dir = paths.usable(FLAGS.model_dir, "--model_dir")
     operation.check_empty(FLAGS.model_dir)
   with console.opened():
     found = operation.prepare(

@@ -151,14 +151,21 @@ def _of_kernel(theirs, ours, kernel, source, target, options, fewer):
   behind = [one.removeprefix(name) for one in target
             if one.startswith(f"{name}_") and options.slots]
   for end in ("", *sorted(behind)):
-    # Slots have experts ahead, too, but for scalars.
-    if f"{other}{end}" not in source or (
-        len(source[f"{other}{end}"]) - len(theirs.experts)
-        != len(target[f"{name}{end}"]) - len(ours.experts)):
+    there, here = source.get(f"{other}{end}"), target[f"{name}{end}"]
+    # Slots have experts ahead, too, but for scalars, and for those of factored
+    # optimizers where experts are more than all else.
+    if there is None or _rest(theirs, there) is None or (
+        _rest(theirs, there) != _rest(ours, here)):
       continue
     yield Move(f"{name}{end}", (f"{other}{end}",), how, _Experts(
         theirs.experts, ours.experts, fewer,
         _noise(theirs, ours, options, end), options.seed))
+
+
+def _rest(layer, shape):
+  """A shape without the experts ahead; None if they are not there."""
+  ahead, rest = list(shape[:len(layer.experts)]), shape[len(layer.experts):]
+  return list(rest) if ahead == list(reversed(layer.experts)) else None
 
 
 def _noise(theirs, ours, options, end):

@@ -138,3 +138,16 @@ def test_routers_of_other_kinds_are_drawn_anew(tmp_path):
     assert any("/MoE/" in name and "/w" not in name for name in anew)
     assert all(name.startswith(f"{PLACE}/MoE/") for name in anew), anew
     found.values()
+
+
+def test_slots_that_leave_out_other_dimensions(tmp_path):
+  """Adafactor leaves out the largest: with many experts, theirs."""
+  small = "AdafactorOptimizer.min_dim_size_to_factor = 2"
+  save(configured(*MOE, "MoE.levels = [4]", small), tmp_path / "old")
+  for levels in ([32], [2, 16]):
+    found = operation.prepare(str(tmp_path / "old"), configured(
+        *MOE, f"MoE.levels = {levels}", small), Options())
+    anew = {move.target for move in found.moves if not move.sources}
+    assert f"{PLACE}/MoE/wi/kernel_slot_vr" in anew
+    assert f"{PLACE}/MoE/wi/kernel" not in anew
+    found.values()  # Which sees that all have their shapes.

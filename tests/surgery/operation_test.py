@@ -187,6 +187,13 @@ def test_training_goes_on_from_there(tmp_path):
                "--gin_param=run.train_steps = 4")
   assert result.returncode == 0, result.stderr
   assert program.newest_step(tmp_path / "more") == 4
+  assert "resuming at step 2" in result.stdout
+  assert "not as when" not in result.stdout + result.stderr
+  # By what training has recorded, under the names that it has for layers.
+  result = run(tmp_path, "surgery", "--from=more", "--dry_run",
+               "--fewer_experts=busiest")
+  assert result.returncode == 0, result.stderr
+  assert "the busiest stay: 2 x 4 experts to 2 x 2 experts" in result.stdout
   assert source == {path: path.read_bytes() for path in source}
   result = run(tmp_path, "surgery", "--from=model", "--model_dir=more", more)
   assert result.returncode == 1
