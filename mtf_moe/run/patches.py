@@ -81,15 +81,44 @@ def changed_estimators(change: Callable[[Any], Any]):
 def beginning_from(path: str | None):
   """Makes the estimators of mesh_tensorflow begin from a checkpoint, or none.
 
+  Floating-point numbers of another type than a variable's are rounded to that.
+
   Args:
     path: a string, in place of what run.init_checkpoint says.
   """
   get_estimator = utils.get_estimator
+  init_from_checkpoint = tf.train.init_from_checkpoint
 
   def get_estimator_that_begins(**kwargs):
     return get_estimator(**{**kwargs, "init_checkpoint": path})
 
-  with _replaced(utils, "get_estimator", get_estimator_that_begins):
+  def init_in_any_type(given, assignment_map):
+    with _restored_in_any_type(given):
+      init_from_checkpoint(given, assignment_map)
+
+  with (_replaced(utils, "get_estimator", get_estimator_that_begins),
+        _replaced(tf.train, "init_from_checkpoint", init_in_any_type)):
+    yield
+
+
+@contextlib.contextmanager
+def _restored_in_any_type(path):
+  """Lets operations restore tensors of a checkpoint in other types than theirs.
+
+  TensorFlow refuses that, once the graph runs.
+  """
+  io_ops = sys.modules["tensorflow.python.ops.io_ops"]
+  restore = io_ops.restore_v2
+  there = tf.train.load_checkpoint(path).get_variable_to_dtype_map()
+
+  def restore_and_cast(prefix, tensor_names, shape_and_slices, dtypes,
+                       name=None):
+    restored = restore(prefix, tensor_names, shape_and_slices,
+                       [there[one] for one in tensor_names], name=name)
+    return [tf.cast(tensor, dtype)
+            for tensor, dtype in zip(restored, dtypes, strict=True)]
+
+  with _replaced(io_ops, "restore_v2", restore_and_cast):
     yield
 
 

@@ -9,8 +9,9 @@ its feed-forward layers may be dense or have experts in any number of levels,
 and so may those of the other; all else has to be as it was. Experts are copied
 from a dense layer (sparse upcycling: Komatsuzaki et al. 2022,
 arXiv:2212.05055), or cut from it where they have fewer hidden units; copied to
-more, merged to fewer, ordered in other levels. Routers follow where they can,
-and are drawn anew where there was none. --dry_run prints what becomes of what,
+more, merged to fewer (or some of them kept: --fewer_experts), ordered in other
+levels. Routers follow where they can, and are drawn anew where there was none.
+--dry_run prints what becomes of what,
 and writes nothing.
 python -m mtf_moe.train --model_dir=new_model then goes on from there.
 """
@@ -20,6 +21,8 @@ from absl import flags
 from mtf_moe.run import configured_step
 from mtf_moe.run import console
 from mtf_moe.run import mistakes
+from mtf_moe.run import paths
+from mtf_moe.surgery import experts
 from mtf_moe.surgery import operation
 from mtf_moe.surgery.moves import Options
 
@@ -36,6 +39,12 @@ flags.DEFINE_integer(
 flags.DEFINE_float(
     "noise", 0.0, "Added to the weights of copied experts, in standard "
     "deviations of them.", lower_bound=0.0)
+flags.DEFINE_enum(
+    "fewer_experts", experts.MEAN,
+    [experts.MEAN, experts.WEIGHTED, experts.BUSIEST, experts.FIRST],
+    "How experts become fewer: neighbours become one, their mean, or that "
+    "weighted by their loads; or the busiest stay, or the first. Loads are "
+    "those that training has recorded in the event files beside --from.")
 flags.DEFINE_bool(
     "slots", True, "Whether what the optimizer keeps of variables comes along.")
 flags.DEFINE_integer("seed", 0, "Of noise, and of all that is drawn anew.")
@@ -52,11 +61,13 @@ def main(argv):
   if not FLAGS.model_dir and not FLAGS.dry_run:
     raise ValueError("--model_dir is not set: name a directory to write to.")
   if FLAGS.model_dir:
+    FLAGS.model_dir = paths.usable(FLAGS.model_dir, "--model_dir")
     operation.check_empty(FLAGS.model_dir)
   with console.opened():
     found = operation.prepare(
         given, configured_step.read(),
-        Options(FLAGS.noise, FLAGS.slots, FLAGS.seed), FLAGS.step)
+        Options(FLAGS.noise, FLAGS.slots, FLAGS.seed, FLAGS.fewer_experts),
+        FLAGS.step)
     print(found.table(), flush=True)
     if not FLAGS.dry_run:
       found.write(FLAGS.model_dir)

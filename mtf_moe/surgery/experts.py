@@ -6,9 +6,13 @@ Arrays are in NumPy and have experts ahead, the first level's first:
 """
 
 from collections.abc import Sequence
+import dataclasses
 import math
 
 import numpy as np
+
+# How experts become fewer.
+MEAN, WEIGHTED, BUSIEST, FIRST = "mean", "weighted", "busiest", "first"
 
 
 def from_checkpoint(array: np.ndarray, num_levels: int) -> np.ndarray:
@@ -20,18 +24,66 @@ def from_checkpoint(array: np.ndarray, num_levels: int) -> np.ndarray:
 to_checkpoint = from_checkpoint  # To turn around is its own reverse.
 
 
-def resized(array: np.ndarray, experts: Sequence[int], wanted: Sequence[int]
-            ) -> np.ndarray:
-  """Copies experts to more, merges them to fewer, or orders them in levels.
+@dataclasses.dataclass(frozen=True)
+class Fewer:
+  """How experts become fewer.
+
+  Attributes:
+    how: `MEAN`: neighbours become one, their mean; `WEIGHTED`: likewise, each
+      with the weight of its load; `BUSIEST`: those with the highest loads stay,
+      in their order, of each group its own; `FIRST`: the first ones stay.
+    loads: what share of the tokens of a level its experts had, of each level
+      [x], [x, y] and so on; None where that is not known. `MEAN` and `FIRST`
+      need none, the others those of the levels that become smaller.
+  """
+
+  how: str = MEAN
+  loads: Sequence[np.ndarray | None] = ()
+
+  @property
+  def keeps_some(self) -> bool:
+    """Whether experts stay as they are, so that no number has to divide."""
+    return self.how in (BUSIEST, FIRST)
+
+  def levels(self, experts: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """The numbers of the levels whose loads count, 1 for the first."""
+    if self.how not in (BUSIEST, WEIGHTED):
+      return []
+    if len(experts) != len(wanted):
+      is_less = math.prod(wanted) < math.prod(experts)
+      return [len(experts)] if is_less else []
+    return [number for number, (before, after) in enumerate(
+        zip(experts, wanted), start=1) if after < before]
+
+
+def check_numbers(experts: Sequence[int], wanted: Sequence[int], fewer: Fewer):
+  """Raises ValueError if `resized` cannot come from one to the other."""
+  pairs = list(zip(experts, wanted))
+  if len(experts) != len(wanted):
+    pairs = [(math.prod(experts), math.prod(wanted))]
+  for before, after in pairs:
+    if after % before and (before % after if not fewer.keeps_some
+                           else after > before):
+      remedy = (", or keep some of them: --fewer_experts=busiest or first"
+                if after < before else "")
+      raise ValueError(
+          f"{before} experts cannot become {after}: one number has to divide "
+          f"the other. Set another number of experts{remedy}.")
+
+
+def resized(array: np.ndarray, experts: Sequence[int], wanted: Sequence[int],
+            fewer: Fewer = Fewer()) -> np.ndarray:
+  """Copies experts to more, makes them fewer, or orders them in levels.
 
   With as many levels as before, each level is resized by itself; else experts
   are counted through, e = (x * Y + y) * ..., and cut into the new levels.
-  Copies are neighbours, and so are those that are merged, by their mean.
+  Copies are neighbours, and so are those that are merged.
 
   Args:
     array: [<experts>, <rest>].
     experts: numbers of experts at each level, none if dense.
     wanted: likewise, of the result.
+    fewer: how they become fewer.
 
   Returns:
     [<wanted>, <rest>]
@@ -39,27 +91,66 @@ def resized(array: np.ndarray, experts: Sequence[int], wanted: Sequence[int]
   Raises:
     ValueError: if one number does not divide the other.
   """
+  check_numbers(experts, wanted, fewer)
   rest = array.shape[len(experts):]
+  needed = fewer.levels(experts, wanted)
+  loads = [fewer.loads[axis] if axis + 1 in needed else None
+           for axis in range(len(experts))]
   if len(experts) != len(wanted):
     array = array.reshape(math.prod(experts), *rest)
-    return _resized(array, 0, math.prod(wanted)).reshape(*wanted, *rest)
+    flat = loads[-1].reshape(-1) if loads and loads[-1] is not None else None
+    array, = _resized([array], 0, math.prod(wanted), fewer.how, flat)
+    return array.reshape(*wanted, *rest)
   for axis, number in enumerate(wanted):
-    array = _resized(array, axis, number)
+    # The loads of this level and those below are of the experts that stay.
+    deeper = [load for load in loads[axis + 1:] if load is not None]
+    array, *deeper = _resized(
+        [array, *deeper], axis, number, fewer.how, loads[axis])
+    deeper = iter(deeper)
+    loads[axis + 1:] = [None if load is None else next(deeper)
+                        for load in loads[axis + 1:]]
   return array
 
 
-def _resized(array, axis, number):
-  """The same with as many along an axis."""
-  before = array.shape[axis]
-  if number % before == 0:
-    return np.repeat(array, number // before, axis)
-  if before % number:
-    raise ValueError(
-        f"{before} experts cannot become {number}: one number has to divide "
-        "the other.")
-  cut = array.reshape(*array.shape[:axis], number, before // number,
-                      *array.shape[axis + 1:])
-  return cut.mean(axis + 1, dtype=np.float64).astype(array.dtype)
+def _resized(arrays, axis, number, how, load):
+  """Arrays with as many along an axis.
+
+  Args:
+    arrays: the one that is meant, and loads of levels below, [<above>, x, ...].
+    axis: that of x.
+    number: of the result.
+    how: as of `Fewer`.
+    load: [<above>, x]; None where it is not needed.
+  """
+  before = arrays[0].shape[axis]
+  if number >= before:
+    return [np.repeat(array, number // before, axis) for array in arrays]
+  if how in (FIRST, BUSIEST):
+    if how == FIRST:
+      load = np.zeros(arrays[0].shape[:axis + 1])
+    kept = np.sort(np.argsort(-load, axis, kind="stable")[..., :number], axis)
+    return [np.take_along_axis(array, _behind(kept, array), axis)
+            for array in arrays]
+  if how == MEAN:
+    return [_cut(arrays[0], axis, number).mean(
+        axis + 1, dtype=np.float64).astype(arrays[0].dtype)]
+  parts = _cut(np.asarray(load, np.float64), axis, number)
+  # Where no token came, all count the same.
+  parts = np.where(parts.sum(-1, keepdims=True) > 0.0, parts, 1.0)
+  shares = parts / parts.sum(-1, keepdims=True)  # [<above>, number, merged]
+  first, *deeper = [_cut(array, axis, number) for array in arrays]
+  return [(first * _behind(shares, first)).sum(axis + 1).astype(first.dtype),
+          *(one.sum(axis + 1) for one in deeper)]
+
+
+def _cut(array, axis, number):
+  """Neighbours along an axis in an axis of their own, behind it."""
+  return array.reshape(*array.shape[:axis], number, -1, *array.shape[axis + 1:])
+
+
+def _behind(array, other):
+  """As many dimensions as another, the new ones last and of size 1."""
+  return array.reshape(*array.shape, *[1] * (other.ndim - array.ndim))
 
 
 def parts_of_hidden(array: np.ndarray, kernel: str, size: int) -> np.ndarray:

@@ -34,9 +34,14 @@ class FeedForward:
     return self.scope.rpartition("/")[0]
 
   def __str__(self):
-    if not self.experts:
-      return "dense"
-    return f"{' x '.join(map(str, self.experts))} experts"
+    return told(self.experts)
+
+
+def told(experts: Sequence[int]) -> str:
+  """Numbers of experts for people."""
+  if not experts:
+    return "dense"
+  return f"{' x '.join(map(str, experts))} experts"
 
 
 def find(shapes: Mapping[str, Sequence[int]]) -> dict[str, FeedForward]:

@@ -12,9 +12,12 @@ import tensorflow.compat.v1 as tf
 from mtf_moe.run import sessions
 from mtf_moe.run.configured_model import ConfiguredModel
 from mtf_moe.simd import graphs
+from mtf_moe.surgery import experts
+from mtf_moe.surgery import loads as loads_lib
 from mtf_moe.surgery import moves as moves_lib
 from mtf_moe.surgery.moves import Move
 from mtf_moe.surgery.moves import Options
+from mtf_moe.surgery.origin import Origin
 from mtf_moe.train import init_checkpoint
 from mtf_moe.train import masters
 from mtf_moe.train import saved_variables
@@ -27,7 +30,7 @@ class Operation:
   """What is to be done.
 
   Attributes:
-    path: of the checkpoint that it is made from, which is only read.
+    origin: the checkpoint that it is made from, which is only read.
     moves: a `Move` for each variable.
     unused: names of variables of that checkpoint that go nowhere.
     step: that of the new checkpoint.
@@ -36,7 +39,7 @@ class Operation:
     options: `Options`.
   """
 
-  path: str
+  origin: Origin
   moves: Sequence[Move]
   unused: Sequence[str]
   step: int
@@ -47,7 +50,7 @@ class Operation:
   def table(self) -> str:
     """Where everything comes from, what is new and what is dropped, as text.
     """
-    there = saved_variables.of_checkpoint(self.path)
+    there = saved_variables.of_checkpoint(self.origin.path)
     rows = []
     for move in self.moves:
       dtypes = {there[name].dtype.name for name in move.sources}
@@ -63,28 +66,41 @@ class Operation:
         rows, ["variable", "shape", "is made", "from (if not of its name)"],
         disable_numparse=True) + (
             f"\n\n{len(self.moves) - drawn} of {len(self.moves)} variables "
-            f"come from {self.path}, {drawn} are drawn anew, "
+            f"come from {self.origin.path}, {drawn} are drawn anew, "
             f"{len(self.unused)} are dropped; the new checkpoint is at step "
             f"{self.step:,}")
 
   def values(self) -> dict[str, np.ndarray]:
-    """The arrays of the new checkpoint, by name."""
-    reader = tf.train.load_checkpoint(self.path)
+    """The arrays of the new checkpoint, by name.
+
+    Raises:
+      ValueError: if one of the old checkpoint cannot be read.
+    """
+    reader = tf.train.load_checkpoint(self.origin.path)
     values = _first_values(
         self.graph, [move.target for move in self.moves if not move.sources],
         self.options.seed)
     for move in self.moves:
       if move.sources:
         values[move.target] = move.make(*[
-            _in_float32(reader.get_tensor(name)) for name in move.sources])
+            _in_float32(self._read(reader, name)) for name in move.sources])
     values[saved_variables.STEP] = np.array(self.step, np.int64)
     for name, variable in self.variables.items():
       assert list(values[name].shape) == variable.shape, name
       values[name] = np.asarray(values[name], variable.dtype.as_numpy_dtype)
     return values
 
+  def _read(self, reader, name):
+    try:
+      return reader.get_tensor(name)
+    except (ValueError, tf.errors.OpError) as error:
+      raise ValueError(
+          f"{self.origin.path} is damaged: {name} cannot be read "
+          f"({str(error).splitlines()[0]}). Give another checkpoint."
+      ) from error
+
   def write(self, model_dir: str):
-    """Writes the checkpoint, and the table beside it.
+    """Writes the checkpoint, the table, and what it came from, beside it.
 
     Args:
       model_dir: a directory that is new, or empty.
@@ -98,6 +114,7 @@ class Operation:
     with masters.Masters(values, model_dir, None) as writer:
       writer.save(self.step, values)
       writer.wait()
+    self.origin.keep(model_dir, self.step, self.options)
     with tf.io.gfile.GFile(os.path.join(model_dir, TABLE), "w") as file:
       file.write(self.table() + "\n")
 
@@ -122,7 +139,7 @@ def prepare(given: str, configured: ConfiguredModel, options: Options,
     step: of the new checkpoint; None for that of the old one.
 
   Returns:
-    an `Operation`
+    an `Operation`; what the model is made with otherwise has been told
 
   Raises:
     ValueError: if there is no checkpoint, or no way from one to the other.
@@ -132,18 +149,29 @@ def prepare(given: str, configured: ConfiguredModel, options: Options,
   variables = saved_variables.of_graph(configured.training_graph)
   source = {name: variable.shape for name, variable in there.items()}
   target = {name: variable.shape for name, variable in variables.items()}
-  moves = moves_lib.plan(source, target, options)
+  old_step = _step(path, there)
+  loads = None
+  if options.fewer in (experts.BUSIEST, experts.WEIGHTED):
+    loads = loads_lib.read(os.path.dirname(path), old_step)
+  moves = moves_lib.plan(source, target, options, loads)
   if not any(move.sources for move in moves):
     raise ValueError(
         f"--from={given} has no variable of this model: it has "
         f"{saved_variables.names_of(there)}, and this model "
         f"{saved_variables.names_of(configured.variables)}. Give a checkpoint "
         "of a transformer of mesh_tensorflow with the same layers.")
+  origin = Origin.compared(path, old_step, configured)
   if step is None:
-    step = int(tf.train.load_variable(path, saved_variables.STEP)) if (
-        saved_variables.STEP in there) else 0
-  return Operation(path, moves, moves_lib.unused(source, moves), step,
+    step = old_step or 0
+  return Operation(origin, moves, moves_lib.unused(source, moves), step,
                    variables, configured.training_graph, options)
+
+
+def _step(path, there):
+  """The step of a checkpoint; None where it has none."""
+  if saved_variables.STEP not in there:
+    return None
+  return int(tf.train.load_variable(path, saved_variables.STEP))
 
 
 def _path(given):

@@ -118,8 +118,11 @@ class DeviceTraining:
       return _read(latest, {name: name for name in built.variables})
     values = dict(configured_lib.initial_values(built))
     if self._begins_from is not None and processes.is_first():
-      values |= _read(self._begins_from, init_checkpoint.sources(
+      read = _read(self._begins_from, init_checkpoint.sources(
           configured, self._begins_from))
+      # The checkpoint may be of another type: see init_checkpoint.
+      values |= {name: np.asarray(value, np.asarray(values[name]).dtype)
+                 for name, value in read.items()}
     return values
 
   def _begin_event_files(self, step):

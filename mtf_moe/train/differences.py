@@ -11,12 +11,14 @@ import dataclasses
 import enum
 import fnmatch
 import functools
+import os
 from typing import Any
 
 import gin
 
 from mtf_moe.run import console
 from mtf_moe.run import gin_bindings
+from mtf_moe.train import made_with
 from mtf_moe.train.made_with import MadeWith
 
 
@@ -26,6 +28,7 @@ class Use(enum.Enum):
   GO_ON = "training goes on from it"
   READ = "it is evaluated, decoded with or exported"
   BEGIN = "another model begins from it: run.init_checkpoint"
+  CHANGE = "a checkpoint with other experts is made of it: mtf_moe.surgery"
 
 
 class Severity(enum.IntEnum):
@@ -37,15 +40,15 @@ class Severity(enum.IntEnum):
   REFUSE = 3
 
 
-_NOTHING = (Severity.NOTHING,) * 3
+_NOTHING = (Severity.NOTHING,) * 4
 
 # For each section of a MadeWith: parameters, and the answers where training
-# goes on, the checkpoint is read, or another model begins from it. The first
-# pattern that fits counts.
+# goes on, the checkpoint is read, another model begins from it, or experts are
+# made of others. The first pattern that fits counts.
 _ANSWERS = {
     "model": [
         # What was trained as "lm" may go on as "delimited_lm".
-        ("run.model_type", Severity.WARN, Severity.WARN, Severity.WARN),
+        ("run.model_type", *(Severity.WARN,) * 4),
         # Of training alone, or free to be chosen for evaluation.
         *((f"*.{pattern}", *_NOTHING) for pattern in (
             "*dropout*", "capacity_factor*", "dropless*", "dispatch",
@@ -55,30 +58,45 @@ _ANSWERS = {
             "*init_scale", "*initializer_scale", "initial_value",
             # Of tables of positions, whose shapes are compared.
             "max_length")),
+        # What becomes of these is the table of surgery.
+        *((f"*.{pattern}", Severity.REFUSE, Severity.REFUSE, Severity.WARN,
+           Severity.NOTHING) for pattern in (
+               "expert_x", "expert_y", "num_experts", "hidden_size", "layers")),
+        # They may have routers of their own.
+        ("*.levels", Severity.REFUSE, Severity.REFUSE, Severity.WARN,
+         Severity.SAY),
         *((f"{pattern}.*", *_NOTHING) for pattern in (
             "*Initializer", "*dropout", "*clip_activation_gradient")),
-        ("*", Severity.REFUSE, Severity.REFUSE, Severity.WARN),
+        ("*", Severity.REFUSE, Severity.REFUSE, *(Severity.WARN,) * 2),
     ],
-    "own": [("*", Severity.WARN, Severity.WARN, Severity.WARN)],
+    "own": [("*", *(Severity.WARN,) * 4)],
     "types": [
         # Of the checkpoint's own variables: these are compared themselves.
         ("*.master_dtype", *_NOTHING),
-        ("*", Severity.WARN, Severity.SAY, Severity.NOTHING),
+        ("*", Severity.WARN, Severity.SAY, *(Severity.NOTHING,) * 2),
     ],
     # What an optimizer keeps is compared itself.
-    "optimizer": [("*", Severity.WARN, Severity.NOTHING, Severity.NOTHING)],
-    "vocabulary": [("*", Severity.REFUSE, Severity.REFUSE, Severity.WARN)],
+    "optimizer": [("*", Severity.WARN, *(Severity.NOTHING,) * 3)],
+    "vocabulary": [
+        ("*", Severity.REFUSE, Severity.REFUSE, *(Severity.WARN,) * 2)],
+    # Surgery reads none.
     "data": [
-        ("*.held_out", Severity.WARN, Severity.WARN, Severity.NOTHING),
-        ("*", Severity.WARN, Severity.SAY, Severity.NOTHING),
+        # What was trained on may be held out now.
+        ("*.held_out", Severity.WARN, Severity.WARN, Severity.SAY,
+         Severity.NOTHING),
+        ("*.glob", Severity.WARN, Severity.SAY, Severity.SAY, Severity.NOTHING),
+        ("run.train_dataset_fn", Severity.WARN, Severity.SAY, Severity.SAY,
+         Severity.NOTHING),
+        ("*", Severity.WARN, Severity.SAY, *(Severity.NOTHING,) * 2),
     ],
-    "place": [("*", Severity.WARN, Severity.NOTHING, Severity.NOTHING)],
-    "seed": [("*", Severity.WARN, Severity.NOTHING, Severity.NOTHING)],
-    "versions": [("*", Severity.SAY, Severity.NOTHING, Severity.NOTHING)],
+    "place": [("*", Severity.WARN, *(Severity.NOTHING,) * 3)],
+    "seed": [("*", Severity.WARN, *(Severity.NOTHING,) * 3)],
+    "versions": [("*", Severity.SAY, *(Severity.NOTHING,) * 3)],
 }
 
 # What comes of some, where that is not plain.
 _CONSEQUENCES = {
+    "vocabulary": ": embeddings are of other pieces of text",
     "place": ": the data does not go on where it was (run.skip_seen_data)"}
 
 _LONGEST = 100  # Characters of a value that are shown.
@@ -166,6 +184,25 @@ def compare(before: MadeWith, now: MadeWith, use: Use, place: str):
   for difference in found:
     tell = console.say if difference.severity == Severity.SAY else console.warn
     tell(f"not as when the checkpoint in {place} was made: {difference}")
+
+
+def compare_source(
+    path: str, now: MadeWith, use: Use) -> made_with.Record | None:
+  """Warns of what is not as in the run that another begins from.
+
+  Args:
+    path: a string, the path of its checkpoint.
+    now: a MadeWith, of this run.
+    use: a Use.
+
+  Returns:
+    the Record of that run; None where it kept none
+  """
+  directory = os.path.dirname(path)
+  record = made_with.read(directory)
+  if record is not None:
+    compare(record.settings, now, use, directory)
+  return record
 
 
 def _differences(before, now, use) -> Iterator[Difference]:

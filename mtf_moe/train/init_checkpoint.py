@@ -289,8 +289,12 @@ def _check_fits(name, variable, source, there, given):
     raise ValueError(
         f"run.init_checkpoint = {given!r} does not fit: variable {where} has "
         f"the shape {variable.shape} in this configuration, and {there.shape} "
-        f"in the checkpoint. Set the sizes as they are there, or {remedy}.")
-  if there.dtype != variable.dtype:
+        "in the checkpoint. Set the sizes as they are there; or, for other "
+        "experts, make a checkpoint that fits with python -m mtf_moe.surgery "
+        f"--from={given}; or {remedy}.")
+  # Floating-point numbers are rounded.
+  if there.dtype != variable.dtype and not (
+      there.dtype.is_floating and variable.dtype.is_floating):
     raise ValueError(
         f"run.init_checkpoint = {given!r} does not fit: variable {where} is "
         f"{variable.dtype.name} in this configuration, and {there.dtype.name} "
@@ -323,12 +327,14 @@ def _told(configured, path, step, first_step, taken, saved):
   """What a run begins with, in a line."""
   model = configured.variables.keys()
   random = model - taken.keys()
-  slots = saved_variables.of_graph(
-      configured.training_graph).keys() - model - {saved_variables.STEP}
-  unused = saved_variables.without_slots(saved) - set(taken.values())
+  variables = saved_variables.of_graph(configured.training_graph)
+  slots = variables.keys() - model - {saved_variables.STEP}
+  models_there = saved_variables.without_slots(saved)
+  unused = models_there - set(taken.values())
   parts = [
       f"{len(model) - len(random)} of {len(model)} variables taken over (of "
       f"step {step:,})"]
+  parts += _other_types(variables, taken, saved)
   if random:
     parts.append(f"{len(random)} start anew: "
                  f"{saved_variables.names_of(random)}")
@@ -336,9 +342,36 @@ def _told(configured, path, step, first_step, taken, saved):
     parts.append(
         f"{len(slots & taken.keys())} of {len(slots)} optimizer slots taken "
         "over" + (", the others start at zero" if slots - taken.keys() else ""))
+  slots_there = saved.keys() - models_there - {saved_variables.STEP}
+  # Those of variables that are not used are no news.
+  left = {name for name in slots_there - set(taken.values()) - variables.keys()
+          if not any(name.startswith(other) for other in unused)}
+  if left:
+    parts.append(
+        f"{len(left)} optimizer slots of the checkpoint not used, which "
+        f"run.optimizer = {saved_variables.optimizer_name(configured)} does "
+        f"not have: {saved_variables.names_of(left)}")
   if unused:
     parts.append(f"{len(unused)} of the checkpoint not used: "
                  f"{saved_variables.names_of(unused)}")
+  if _are_feed_forward(random) and _are_feed_forward(unused):
+    parts.append("python -m mtf_moe.surgery makes experts from other "
+                 "feed-forward layers")
   parts.append(f"the run starts at step {first_step:,}, at the beginning of "
                "its data")
   return f"run.init_checkpoint = {path}: {'; '.join(parts)}"
+
+
+def _other_types(variables, taken, saved):
+  """What is rounded, or is given more digits, a part for each pair of types."""
+  pairs = collections.Counter(
+      (saved[source].dtype.name, variables[name].dtype.name)
+      for name, source in taken.items()
+      if saved[source].dtype != variables[name].dtype)
+  return [f"{count} of them in {there}, read as {here}"
+          for (there, here), count in sorted(pairs.items())]
+
+
+def _are_feed_forward(names):
+  """Whether some are weights of feed-forward layers."""
+  return any(re.search("/w[io](_[0-9]+)?/kernel$", name) for name in names)

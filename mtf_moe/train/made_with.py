@@ -67,11 +67,13 @@ class MadeWith:
   versions: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @classmethod
-  def configured(cls, configured: ConfiguredModel | None) -> "MadeWith":
+  def configured(cls, configured: ConfiguredModel | None,
+                 reads_data: bool = True) -> "MadeWith":
     """The settings of this run.
 
     Args:
       configured: the ConfiguredModel, or None where it is not known.
+      reads_data: whether the run reads what its data set is made of.
 
     Returns:
       a MadeWith
@@ -85,7 +87,8 @@ class MadeWith:
         {f"get_variable_dtype.{name}": getattr(types, name).name
          for name in ("master_dtype", "slice_dtype", "activation_dtype")},
         {"run.optimizer": gin_bindings.described(_raw_run().get("optimizer"))},
-        _vocabulary(run.get("vocabulary")), _data(run),
+        _vocabulary(run.get("vocabulary")),
+        _data(run) if reads_data else {},
         _place(configured, run),
         {"train_model.seed": _seed()}, versions())
 

@@ -220,7 +220,8 @@ def begin(
   now = made_with.MadeWith.configured(configured)
   if taken is not None:
     console.say(taken.told)
-    _compare_beginning(taken.beginning, now)
+    differences.compare_source(
+        taken.beginning.init_checkpoint, now, differences.Use.BEGIN)
     return made_with.Record(
         now, taken.beginning,
         configuration=made_with.configuration_of(now))
@@ -233,15 +234,6 @@ def begin(
     return made_with.Record(
         now, configuration=made_with.configuration_of(now))
   return record.updated(now, utils.get_step_from_checkpoint_path(path))
-
-
-def _compare_beginning(began, now):
-  """Warns of what is not as in the run that another begins from."""
-  directory = os.path.dirname(began.init_checkpoint)
-  record = made_with.read(directory)
-  if record is not None:
-    differences.compare(
-        record.settings, now, differences.Use.BEGIN, directory)
 
 
 def check_space(model_dir: str, configured: ConfiguredModel):

@@ -139,7 +139,7 @@ def check_training(path: str, configured: ConfiguredModel, place: str,
                else " has none of an optimizer")
       raise ValueError(
           f"{place} holds a checkpoint of another optimizer than run.optimizer "
-          f"= {_optimizer_name(configured)}{was}: its variable {name} {what} "
+          f"= {optimizer_name(configured)}{was}: its variable {name} {what} "
           f"{path}, which{found}. Go back to that optimizer and its parameters "
           "(and run.variable_filter), or begin anew from this checkpoint with "
           "run.init_checkpoint and another --model_dir.")
@@ -147,11 +147,12 @@ def check_training(path: str, configured: ConfiguredModel, place: str,
   lost = slots - expected.keys()
   if lost:
     console.warn(
-        f"run.optimizer = {_optimizer_name(configured)}{was} does not use what "
+        f"run.optimizer = {optimizer_name(configured)}{was} does not use what "
         f"{path} has of another: {names_of(lost)}. It will not be saved again.")
 
 
-def _optimizer_name(configured):
+def optimizer_name(configured: ConfiguredModel) -> str:
+  """The class of the optimizer, as gin refers to it."""
   return f"@{configured.run['optimizer'].__name__}"
 
 

@@ -97,3 +97,66 @@ def test_routers_of_checkpoints():
   assert turned[3, 2, 1, 4] == kernel[1, 2, 3, 4]  # [m, x, y, z]
   np.testing.assert_array_equal(
       experts.router_to_checkpoint(turned), kernel)
+
+
+def column(*values):
+  """Experts of one number each."""
+  return np.array(values)[..., np.newaxis]
+
+
+def test_the_busiest_stay_in_their_order():
+  """Of each group its own; of two that are as busy, the first."""
+  loads = [None, np.array([[0.1, 0.3, 0.2], [0.1, 0.1, 0.2]])]
+  fewer = experts.Fewer(experts.BUSIEST, loads)
+  array = column([1, 2, 3], [4, 5, 6])
+  kept = experts.resized(array, [2, 3], [2, 2], fewer)
+  assert kept[..., 0].tolist() == [[2, 3], [4, 6]]
+  flat = experts.resized(array, [2, 3], [4], fewer)
+  assert flat[..., 0].tolist() == [1, 2, 3, 6]
+  assert experts.resized(array, [2, 3], [], fewer).tolist() == [2]
+  both = experts.Fewer(experts.BUSIEST, [np.array([0.4, 0.6]), loads[1]])
+  # Of the groups the second, whose third expert is the busiest.
+  assert experts.resized(array, [2, 3], [1, 1], both).tolist() == [[[6]]]
+  assert experts.resized(array, [2, 3], [1, 6], both)[..., 0].tolist() == [
+      [4, 4, 5, 5, 6, 6]]
+
+
+def test_the_first_stay():
+  fewer = experts.Fewer(experts.FIRST)
+  array = column([1, 2, 3], [4, 5, 6])
+  assert experts.resized(array, [2, 3], [1, 2], fewer)[..., 0].tolist() == [
+      [1, 2]]
+  assert experts.resized(array, [2, 3], [4], fewer)[..., 0].tolist() == [
+      1, 2, 3, 4]
+
+
+def test_means_by_load():
+  loads = np.array([0.1, 0.3, 0.0, 0.0])
+  fewer = experts.Fewer(experts.WEIGHTED, [loads])
+  array = column(1.0, 5.0, 2.0, 4.0)
+  merged = experts.resized(array, [4], [2], fewer)
+  # (0.1 * 1 + 0.3 * 5) / 0.4; where nobody came, the plain mean.
+  np.testing.assert_allclose(merged[:, 0], [4.0, 3.0], rtol=1e-12)
+
+
+def test_means_by_load_of_groups_and_of_their_experts():
+  """The experts of merged groups have the tokens of both."""
+  outer = np.array([0.25, 0.75])
+  inner = np.array([[0.2, 0.2], [0.1, 0.5]])
+  fewer = experts.Fewer(experts.WEIGHTED, [outer, inner])
+  merged = experts.resized(
+      column([1.0, 2.0], [3.0, 4.0]), [2, 2], [1, 1], fewer)
+  first, second = 0.25 * 1 + 0.75 * 3, 0.25 * 2 + 0.75 * 4
+  np.testing.assert_allclose(
+      merged.reshape(-1), (0.3 * first + 0.7 * second) / 1.0, rtol=1e-12)
+
+
+def test_what_is_kept_need_not_divide():
+  loads = np.array([0.1, 0.4, 0.2, 0.3])
+  fewer = experts.Fewer(experts.BUSIEST, [loads])
+  assert experts.resized(column(1, 2, 3, 4), [4], [3], fewer)[
+      ..., 0].tolist() == [2, 3, 4]
+  with pytest.raises(ValueError, match="4 experts cannot become 6"):
+    experts.resized(column(1, 2, 3, 4), [4], [6], fewer)
+  with pytest.raises(ValueError, match="--fewer_experts=busiest or first"):
+    experts.resized(column(1, 2, 3, 4), [4], [3])

@@ -12,6 +12,7 @@ import tensorflow.compat.v1 as tf
 pytest.importorskip("jax")
 
 from mtf_moe.run.configured_model import ConfiguredModel
+from mtf_moe.train import masters
 from mtf_moe.train import results
 from mtf_moe.train import runtimes
 from tests import gin_config
@@ -124,6 +125,27 @@ def test_it_begins_from_another_run(begun, tmp_path):
   assert program.bits(tmp_path / "model", 2) == program.bits(
       begun / "model", 2)
   assert program.newest_step(tmp_path / "model") == 3
+
+
+def test_it_begins_from_one_of_another_type(begun, tmp_path):
+  """Values in bfloat16 are read as the same in float32."""
+  program.write_text(tmp_path)
+  bfloat16 = tf.bfloat16.as_numpy_dtype
+  narrow = {name: value.astype(bfloat16) if value.dtype == np.float32 else value
+            for name, value in values(begun / "model", 2).items()}
+  (tmp_path / "narrow").mkdir()
+  with masters.Masters(narrow, str(tmp_path / "narrow"), None) as writer:
+    writer.save(2, narrow)
+    writer.wait()
+  said = program.run_arguments(on_devices(
+      tmp_path, *NO_DRAWS, "run.train_steps = 3",
+      f"run.init_checkpoint = '{tmp_path}/narrow'")).stdout
+  assert "of them in bfloat16, read as float32; " in said
+  found = values(tmp_path / "model", 2)
+  assert found.keys() == narrow.keys()
+  for name, value in narrow.items():
+    assert found[name].dtype != bfloat16
+    np.testing.assert_array_equal(found[name], value.astype(found[name].dtype))
 
 
 def test_a_stopped_run_ends_as_one_in_one_piece(tmp_path):

@@ -5,11 +5,15 @@ import os
 import re
 import shutil
 
+import gin
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from mtf_moe.text import vocabulary
 from mtf_moe.train import init_checkpoint
+from mtf_moe.train import preflight
+from tests import gin_config
 from tests.train import program as program_lib
 from tests.train import small_models
 
@@ -144,10 +148,8 @@ def test_what_the_checkpoint_has_and_the_model_does_not(source, other):
     (["{begin}", "MoE2D.hidden_size = 8"],
      r"run\.init_checkpoint = .* does not fit: variable \S+MoE2D/wi/kernel has "
      r"the shape \[2, 2, 16, 8\] in this configuration, and \[2, 2, 16, 16\] "
-     rf"in the checkpoint.*{FILTER} = "),
-    (["{begin}", "get_variable_dtype.master_dtype = 'bfloat16'"],
-     r"is bfloat16 in this configuration, and float32 in the checkpoint\. Set "
-     r"get_variable_dtype\.master_dtype = \"float32\""),
+     r"in the checkpoint.* python -m mtf_moe\.surgery --from=.*model\.ckpt-"
+     rf"{STEP}; .*{FILTER} = "),
     (["{begin}", f"run.train_steps = {STEP}"],
      rf"run\.train_steps = {STEP} leaves nothing to train: the run starts at "
      rf"step {STEP}, that of run\.init_checkpoint"),
@@ -168,15 +170,140 @@ def test_mistakes_are_one_line_and_leave_nothing(
   assert not os.path.exists(other.directory)
 
 
-def test_a_checkpoint_with_nan_is_refused(source, other, tmp_path):
+def save(values, directory):
+  """A checkpoint of these values, by name; returns its path."""
   with tf.Graph().as_default(), tf.Session() as session:
-    for name, value in variables(source.directory, STEP).items():
-      tf.get_variable(name, initializer=np.full_like(value, np.nan)
-                      if value.dtype == np.float32 else value)
+    for name, value in values.items():
+      tf.get_variable(name, initializer=value)
     session.run(tf.global_variables_initializer())
-    tf.train.Saver().save(session, f"{tmp_path}/nan")
+    return tf.train.Saver().save(session, f"{directory}/model.ckpt", STEP)
+
+
+def test_other_types_are_read(source, other, tmp_path):
+  """Each value is rounded to the type that is configured, or stays as it is."""
+  said = train(other, begin(source),
+               "get_variable_dtype.master_dtype = 'bfloat16'", steps=STEP + 1)
+  floats = {name: value for name, value in variables(
+      source.directory, STEP).items() if name != "global_step"}
+  narrow = variables(other.directory, STEP)
+  bfloat16 = tf.bfloat16.as_numpy_dtype
+  rounded = {name for name in floats if narrow[name].dtype == bfloat16}
+  assert f"; {len(rounded)} of them in float32, read as bfloat16; " in said
+  assert any(name.endswith("MoE2D/wi/kernel") for name in rounded)
+  for name, value in floats.items():
+    np.testing.assert_array_equal(
+        narrow[name], value.astype(bfloat16 if name in rounded else np.float32))
+  again = small_models.Model(f"{tmp_path}/again", source.files, source.bindings)
+  said = train(again, f"run.init_checkpoint = '{other.directory}/model.ckpt-"
+               f"{STEP}'", steps=STEP + 1)
+  assert f"; {len(rounded)} of them in bfloat16, read as float32; " in said
+  for name, value in variables(again.directory, STEP).items():
+    if name in floats:
+      assert value.dtype == np.float32
+      np.testing.assert_array_equal(value, narrow[name].astype(np.float32))
+
+
+def test_whole_numbers_are_no_weights(source, other, tmp_path):
+  values = variables(source.directory, STEP)
+  name, = (name for name in values if name.endswith("MoE2D/wi/kernel"))
+  path = save(values | {name: values[name].astype(np.int32)}, tmp_path)
+  with pytest.raises(SystemExit, match=(
+      rf"variable {name} is float32 in this configuration, and int32 in the "
+      r"checkpoint\. Set get_variable_dtype\.master_dtype = \"int32\"")):
+    train(other, f"run.init_checkpoint = '{path}'", steps=STEP + 1)
+
+
+@pytest.fixture
+def heard(monkeypatch):
+  """What is said and warned of."""
+  lines = []
+  for name in ("say", "warn"):
+    monkeypatch.setattr(
+        f"mtf_moe.run.console.{name}",
+        lambda text, name=name: lines.append(f"{name}: {text}"))
+  return lines
+
+
+def look(source, other, *bindings):
+  """What a run says before it begins, without a step of it."""
+  gin_config.parse(other.files, [
+      *small_models.SETTINGS, *other.bindings, begin(source),
+      f"run.train_steps = {STEP + 1}", *bindings])
+  configured = preflight.check_configuration(other.directory)
+  preflight.begin(other.directory, configured, preflight.find_beginning(
+      other.directory, configured))
+
+
+def test_the_same_is_told_in_one_line(source, other, heard):
+  look(source, other)
+  line, = heard
+  assert line.startswith("say: run.init_checkpoint = ")
+
+
+def test_slots_of_another_optimizer(source, other, heard):
+  look(source, other,
+       "run.optimizer = @optimize.AdamWeightDecayOptimizer")
+  line, = heard
+  there = variables(source.directory, STEP)
+  count = sum("_slot_" in name for name in there)
+  assert re.search(
+      r"; 0 of \d+ optimizer slots taken over, the others start at zero; "
+      rf"{count} optimizer slots of the checkpoint not used, which run\."
+      r"optimizer = @AdamWeightDecayOptimizer does not have: \S+_slot_", line)
+
+
+def test_a_dense_layer_where_experts_are_wanted(source, other, heard):
+  look(source, other, "transformer.make_layer_stack.layers = "
+       "[@mesh_tensorflow.transformer.transformer_layers.SelfAttention, "
+       "@mesh_tensorflow.transformer.transformer_layers.DenseReluDense]",
+       "DenseReluDense.hidden_size = 16")
+  assert ("; python -m mtf_moe.surgery makes experts from other feed-forward "
+          "layers; ") in heard[0]
+  assert "optimizer slots of the checkpoint" not in heard[0]
+
+
+@gin.configurable(module="init_checkpoint_test")
+class ReversedVocabulary(vocabulary.ByteVocabulary):
+  """As large as that of bytes, with the ids the other way around."""
+
+  def encode(self, s):
+    return [258 + 3 - i for i in super().encode(s)]
+
+  def decode(self, ids):
+    return super().decode([258 + 3 - i for i in ids])
+
+
+@pytest.mark.parametrize("binding, said", [
+    ("num_layers = 2", "warn: .*make_layer_stack.num_layers = %num_layers = 2, "
+     "and was 1$"),
+    ("MoE2D.moe_gating = 'switch'",
+     "warn: .*MoE2D.moe_gating = 'switch', and was 'top_2'$"),
+    ("vocabulary/gin.singleton.constructor = @ReversedVocabulary",
+     "warn: .*run.vocabulary = .*ReversedVocabulary.*, and was class "
+     "ByteVocabulary.*: embeddings are of other pieces of text$"),
+    ("TextFiles.glob = '{directory}/other.txt'",
+     r"say: .*TextFiles\.glob = bytes 1400, .*, and was bytes \d+"),
+    ("TextFiles.held_out = 0.5",
+     r"say: .*TextFiles\.held_out = 0\.5, and was 0\.2$"),
+])
+def test_what_the_checkpoint_was_made_with_is_compared(
+    binding, said, source, other, heard):
+  directory = os.path.dirname(source.directory)
+  with open(f"{directory}/other.txt", "w") as f:
+    f.write("Another text. " * 100)
+  look(source, other, binding.replace("{directory}", directory))
+  taken, line = heard
+  assert taken.startswith("say: run.init_checkpoint = ")
+  assert re.match(said, line), line
+  assert f"not as when the checkpoint in {source.directory} was made" in line
+
+
+def test_a_checkpoint_with_nan_is_refused(source, other, tmp_path):
+  path = save({
+      name: np.full_like(value, np.nan) if value.dtype == np.float32 else value
+      for name, value in variables(source.directory, STEP).items()}, tmp_path)
   with pytest.raises(SystemExit, match="has values that are not finite"):
-    train(other, f"run.init_checkpoint = '{tmp_path}/nan'", steps=STEP + 1)
+    train(other, f"run.init_checkpoint = '{path}'", steps=STEP + 1)
 
 
 def test_a_run_that_began_otherwise_does_not_begin_again(
