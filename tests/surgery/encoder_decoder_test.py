@@ -37,7 +37,7 @@ def dense(tmp_path):
 
 
 def test_what_becomes_of_every_variable(dense):
-  directory, values = dense
+  directory, _ = dense
   found = operation.prepare(str(directory), model(), Options())
   moves = {move.target: move for move in found.moves}
   assert moves.keys() == saved_variables.of_graph(

@@ -9,11 +9,11 @@ from mtf_moe.surgery import operation
 from mtf_moe.surgery.layers import FeedForward
 from mtf_moe.surgery.moves import Options
 from tests.report import event_files
+from tests.surgery.checkpoints import MOE
+from tests.surgery.checkpoints import PLACE
 from tests.surgery.checkpoints import configured
 from tests.surgery.checkpoints import experts
-from tests.surgery.checkpoints import MOE
 from tests.surgery.checkpoints import operate
-from tests.surgery.checkpoints import PLACE
 from tests.surgery.checkpoints import save
 
 # Of the first level, then of the second: the mean of what two steps recorded.

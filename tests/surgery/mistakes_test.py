@@ -9,11 +9,11 @@ from mtf_moe.surgery import operation
 from mtf_moe.surgery.moves import Options
 from tests import fresh_process
 from tests.report import event_files
-from tests.surgery.checkpoints import configured
 from tests.surgery.checkpoints import DENSE
-from tests.surgery.checkpoints import experts
 from tests.surgery.checkpoints import MOE
 from tests.surgery.checkpoints import PLACE
+from tests.surgery.checkpoints import configured
+from tests.surgery.checkpoints import experts
 from tests.surgery.checkpoints import save
 
 

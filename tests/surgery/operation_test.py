@@ -14,15 +14,16 @@ from mtf_moe.surgery import operation
 from mtf_moe.surgery.moves import Options
 from mtf_moe.train import masters
 from tests import harness
-from tests.surgery.checkpoints import configured
 from tests.surgery.checkpoints import DENSE
-from tests.surgery.checkpoints import experts
 from tests.surgery.checkpoints import MOE
-from tests.surgery.checkpoints import operate
 from tests.surgery.checkpoints import PLACE
+from tests.surgery.checkpoints import configured
+from tests.surgery.checkpoints import experts
+from tests.surgery.checkpoints import operate
 from tests.surgery.checkpoints import read
 from tests.surgery.checkpoints import save
 from tests.train import program
+
 
 def loss(model, values):
   """The loss of an evaluation, with these values."""

@@ -12,9 +12,9 @@ from mtf_moe.text import vocabulary
 from mtf_moe.train import made_with
 from mtf_moe.train.made_with import MadeWith
 from mtf_moe.train.made_with import Record
+from tests.surgery.checkpoints import MOE
 from tests.surgery.checkpoints import configured
 from tests.surgery.checkpoints import experts
-from tests.surgery.checkpoints import MOE
 from tests.surgery.checkpoints import save
 
 TEXT = {"TextFiles.glob": {"bytes": 10, "content": "of the text", "files": 1},
