@@ -36,6 +36,17 @@ def clear_gin():
   gin.clear_config()
 
 
+@pytest.fixture
+def heard(monkeypatch):
+  """What is said and warned of."""
+  lines = []
+  for name in ("say", "warn"):
+    monkeypatch.setattr(
+        f"mtf_moe.run.console.{name}",
+        lambda text, name=name: lines.append(f"{name}: {text}"))
+  return lines
+
+
 def pytest_terminal_summary(terminalreporter):
   """Shows what the generated comparisons counted."""
   total = tally.Tally()

@@ -3,15 +3,14 @@
 import dataclasses
 import json
 
-import gin
 import pytest
 
 from mtf_moe.surgery import operation
 from mtf_moe.surgery.moves import Options
-from mtf_moe.text import vocabulary
 from mtf_moe.train import made_with
 from mtf_moe.train.made_with import MadeWith
 from mtf_moe.train.made_with import Record
+from tests import reversed_vocabulary
 from tests.surgery.checkpoints import MOE
 from tests.surgery.checkpoints import configured
 from tests.surgery.checkpoints import experts
@@ -20,28 +19,6 @@ from tests.surgery.checkpoints import save
 TEXT = {"TextFiles.glob": {"bytes": 10, "content": "of the text", "files": 1},
         "text_dataset.shuffle_seed": 0}
 PLACE_IN_DATA = {"run.batch_size (in sequences)": 99}
-
-
-@gin.configurable(module="origin_test")
-class ReversedVocabulary(vocabulary.ByteVocabulary):
-  """As large as that of bytes, with the ids the other way around."""
-
-  def encode(self, s):
-    return [258 + 3 - i for i in super().encode(s)]
-
-  def decode(self, ids):
-    return super().decode([258 + 3 - i for i in ids])
-
-
-@pytest.fixture
-def heard(monkeypatch):
-  """What is said and warned of."""
-  lines = []
-  for name in ("say", "warn"):
-    monkeypatch.setattr(
-        f"mtf_moe.run.console.{name}",
-        lambda text, name=name: lines.append(f"{name}: {text}"))
-  return lines
 
 
 @pytest.fixture
@@ -73,7 +50,7 @@ def test_other_experts_are_what_it_is_for(old, heard):
     ("num_layers = 2",
      "make_layer_stack.num_layers = %num_layers = 2, and was 1"),
     ("MoE.activation = 'gelu'", "MoE.activation = 'gelu', and was 'relu'"),
-    ("vocabulary/gin.singleton.constructor = @ReversedVocabulary",
+    (reversed_vocabulary.BINDING,
      "run.vocabulary = %vocabulary = class ReversedVocabulary, content "),
 ])
 def test_what_changes_the_function_is_told(binding, said, old, heard):

@@ -5,15 +5,14 @@ import os
 import re
 import shutil
 
-import gin
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from mtf_moe.text import vocabulary
 from mtf_moe.train import init_checkpoint
 from mtf_moe.train import preflight
 from tests import gin_config
+from tests import reversed_vocabulary
 from tests.train import program as program_lib
 from tests.train import small_models
 
@@ -213,17 +212,6 @@ def test_whole_numbers_are_no_weights(source, other, tmp_path):
     train(other, f"run.init_checkpoint = '{path}'", steps=STEP + 1)
 
 
-@pytest.fixture
-def heard(monkeypatch):
-  """What is said and warned of."""
-  lines = []
-  for name in ("say", "warn"):
-    monkeypatch.setattr(
-        f"mtf_moe.run.console.{name}",
-        lambda text, name=name: lines.append(f"{name}: {text}"))
-  return lines
-
-
 def look(source, other, *bindings):
   """What a run says before it begins, without a step of it."""
   gin_config.parse(other.files, [
@@ -262,23 +250,12 @@ def test_a_dense_layer_where_experts_are_wanted(source, other, heard):
   assert "optimizer slots of the checkpoint" not in heard[0]
 
 
-@gin.configurable(module="init_checkpoint_test")
-class ReversedVocabulary(vocabulary.ByteVocabulary):
-  """As large as that of bytes, with the ids the other way around."""
-
-  def encode(self, s):
-    return [258 + 3 - i for i in super().encode(s)]
-
-  def decode(self, ids):
-    return super().decode([258 + 3 - i for i in ids])
-
-
 @pytest.mark.parametrize("binding, said", [
     ("num_layers = 2", "warn: .*make_layer_stack.num_layers = %num_layers = 2, "
      "and was 1$"),
     ("MoE2D.moe_gating = 'switch'",
      "warn: .*MoE2D.moe_gating = 'switch', and was 'top_2'$"),
-    ("vocabulary/gin.singleton.constructor = @ReversedVocabulary",
+    (reversed_vocabulary.BINDING,
      "warn: .*run.vocabulary = .*ReversedVocabulary.*, and was class "
      "ByteVocabulary.*: embeddings are of other pieces of text$"),
     ("TextFiles.glob = '{directory}/other.txt'",

@@ -78,17 +78,6 @@ def unknown(trained, tmp_path):
       f"{tmp_path}/unknown", trained.files, trained.bindings)
 
 
-@pytest.fixture
-def heard(monkeypatch):
-  """What is said and warned of."""
-  lines = []
-  for name in ("say", "warn"):
-    monkeypatch.setattr(
-        f"mtf_moe.run.console.{name}",
-        lambda text, name=name: lines.append(f"{name}: {text}"))
-  return lines
-
-
 def check(model, *bindings, files=()):
   """The checks that the program makes, with the mesh of `small_models`."""
   gin_config.parse(
