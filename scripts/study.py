@@ -1,7 +1,8 @@
 """Trains rows of configurations from several seeds, and compares them.
 
 A study is a file of TOML: flags of mtf_moe.train for all rows, seeds, and rows,
-each with the flags that make it what it is (see scripts/studies).
+each with the flags that make it what it is (see scripts/studies). A row may
+begin with the models of another one, by mtf_moe.surgery.
 
   python scripts/study.py run scripts/studies/capacity.toml my_study \\
       -- --gin_param='SentencePieceVocabulary.path = "text.model"'

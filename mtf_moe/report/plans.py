@@ -58,13 +58,21 @@ def _mixture(mixture):
       ["capacity factor", *(f"{level['asked_factor']:g}" for level in levels)],
       ["in effect", *(f"{_real_factor(level):.3g}" for level in levels)]]
   balanced = mixture["balanced"]
+  # Plans of earlier releases have no such shares.
+  fewer = balanced.get("fewer_experts")
+  lost = balanced.get("first_choices_lost") or []
+  if any(share is not None for share in lost):
+    rows.append(["first choices without a slot, if balanced", *(
+        "" if share is None else f"{share:.1%}" for share in lost)])
   return (
       parts.paragraph(f"Mixture in `{name}`:")
       + parts.table(rows, ["", *(tags.title_of(level["name"])
                                  for level in levels)])
       + parts.paragraph(
           f"If its routers were balanced, {balanced['lost_tokens']:.1%} of the "
-          "tokens would reach no expert, a token "
+          "tokens would reach no expert, "
+          f"{'' if fewer is None else f'{fewer:.1%} fewer than they choose, '}"
+          "a token "
           f"{balanced['experts_per_token']:.2f} on average, and "
           f"{balanced['empty_slots']:.1%} of the experts' slots would stay "
           "empty."))

@@ -21,17 +21,23 @@ class Run:
     row: the name of its row in the study.
     seed: of initial values and all that is drawn.
     flags: of mtf_moe.train, without the seed.
+    begins: the row whose model of this seed it begins with, by mtf_moe.surgery;
+      None if it begins anew.
   """
 
   row: str
   seed: int
   flags: tuple[str, ...]
+  begins: str | None = None
 
   @property
   def name(self) -> str:
     """Of its folder."""
-    words = re.findall("[a-z0-9]+", self.row.lower())
-    return "_".join([*words, str(self.seed)])
+    return folder_of(self.row, self.seed)
+
+
+def folder_of(row: str, seed: int) -> str:
+  return "_".join([*re.findall("[a-z0-9]+", row.lower()), str(seed)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +48,19 @@ class Study:
     flags: of mtf_moe.train, for all rows.
     seeds: integers.
     rows: by name, the flags that make the row what it is.
+    begins: by name, the row before it whose models it begins with.
   """
 
   flags: tuple[str, ...]
   seeds: tuple[int, ...]
   rows: Mapping[str, tuple[str, ...]]
+  begins: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @classmethod
   def read(cls, path: pathlib.Path, flags: Sequence[str] = ()) -> "Study":
-    """Reads a file of TOML with `flags`, `seeds` and the table `rows`.
+    """Reads a file of TOML: `flags`, `seeds`, and the table `rows`.
+
+    A row that begins with another one's models is in the table `begins`, too.
 
     Args:
       path: of the file.
@@ -63,16 +73,23 @@ class Study:
       declared = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:
       raise ValueError(f"{path} is no file of TOML ({error}).") from None
-    names = {field.name for field in dataclasses.fields(cls)}
-    if declared.keys() != names:
+    begins = declared.pop("begins", {})
+    needed = {"flags", "seeds", "rows"}
+    if declared.keys() != needed:
       raise ValueError(
-          f"{path} has {sorted(declared)}, and has to have {sorted(names)}: "
+          f"{path} has {sorted(declared)}, and has to have {sorted(needed)}: "
           "flags of mtf_moe.train for all rows, a list of seeds, and a table "
           "of rows with the flags of each.")
     if not (declared["seeds"] and declared["rows"]):
       raise ValueError(f"{path} declares no run: give seeds and rows.")
+    order = list(declared["rows"])
+    for row, before in begins.items():
+      if before not in order[:order.index(row) if row in order else 0]:
+        raise ValueError(
+            f"{path} has {row!r} begin with {before!r}: name two of its rows, "
+            "the second of which stands above the first.")
     study = cls((*declared["flags"], *flags), tuple(declared["seeds"]), {
-        row: tuple(own) for row, own in declared["rows"].items()})
+        row: tuple(own) for row, own in declared["rows"].items()}, begins)
     names = [run.name for run in study.runs()]
     if len(set(names)) < len(names):
       raise ValueError(
@@ -82,16 +99,15 @@ class Study:
 
   def runs(self) -> list[Run]:
     """All of them, each seed of all rows before the next one."""
-    return [Run(row, seed, (*self.flags, *own))
+    return [Run(row, seed, (*self.flags, *own), self.begins.get(row))
             for seed in self.seeds for row, own in self.rows.items()]
 
 
 def missing(study: Study, folder: pathlib.Path) -> list[Run]:
   """The runs that have no result yet, or one of other flags."""
-  found = {(result["row"], result["seed"], tuple(result["flags"]))
-           for result in read(folder)}
-  return [run for run in study.runs()
-          if (run.row, run.seed, run.flags) not in found]
+  found = {Run(result["row"], result["seed"], tuple(result["flags"]),
+               result.get("begins")) for result in read(folder)}
+  return [run for run in study.runs() if run not in found]
 
 
 def read(folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -123,23 +139,35 @@ def train(run: Run, folder: pathlib.Path) -> Iterator[str]:
   directory = (folder / "runs" / run.name).resolve()
   directory.mkdir(parents=True, exist_ok=True)
   model_dir = directory / "model"
-  command = [sys.executable, "-m", "mtf_moe.train", f"--model_dir={model_dir}",
-             *run.flags, f"--gin_param=train_model.seed = {run.seed}",
-             "--gin_param=train_model.evaluate_at_end = True"]
-  log = directory / "output.txt"
-  with open(log, "a", encoding="utf-8") as file, subprocess.Popen(
-      command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-      errors="replace") as process:
-    for line in process.stdout:
-      file.write(line)
-      file.flush()
-      yield line.rstrip()
+  flags = [f"--model_dir={model_dir}", *run.flags,
+           f"--gin_param=train_model.seed = {run.seed}"]
+  if run.begins and not model_dir.exists():
+    before = folder.resolve() / "runs" / folder_of(run.begins, run.seed)
+    yield from _said_by(run, directory, "mtf_moe.surgery", [
+        *flags, f"--from={before / 'model'}", f"--seed={run.seed}"])
+  yield from _said_by(run, directory, "mtf_moe.train", [
+      *flags, "--gin_param=train_model.evaluate_at_end = True"])
   results = model_dir / RESULTS
-  if process.returncode or not results.exists():
-    raise RuntimeError(
-        f"{run.row!r}, seed {run.seed}, ended with status "
-        f"{process.returncode}: {log} says why.")
+  if not results.exists():
+    raise RuntimeError(f"{run.row!r}, seed {run.seed}, was not evaluated: "
+                       f"{directory} says why.")
   *_, last = results.read_text(encoding="utf-8").splitlines()
   with open(folder / RESULTS, "a", encoding="utf-8") as file:
     file.write(json.dumps({**dataclasses.asdict(run), **json.loads(last)})
                + "\n")
+
+
+def _said_by(run, directory, program, flags):
+  """What a program says, which is kept; RuntimeError if it fails."""
+  log = directory / "output.txt"
+  with open(log, "a", encoding="utf-8") as file, subprocess.Popen(
+      [sys.executable, "-m", program, *flags], stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT, text=True, errors="replace") as process:
+    for line in process.stdout:
+      file.write(line)
+      file.flush()
+      yield line.rstrip()
+  if process.returncode:
+    raise RuntimeError(
+        f"{run.row!r}, seed {run.seed}, ended with status "
+        f"{process.returncode}: {log} says why.")

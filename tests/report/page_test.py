@@ -34,7 +34,8 @@ PLAN = plan_report.Plan(
             "outer", "top_2", 2, 2, 256, 160, 1.25, 256, 4),
          plan_mixtures.LevelSizes(
              "inner", "top_2", 2, 2, 160, 112, 1.5, 128, 4)),
-        plan_mixtures.Balanced(0.25, 0.01, 0.5), 1.75, 4.0)])
+        plan_mixtures.Balanced(0.25, 0.01, 0.5, 0.125, (0.002, 0.03)),
+        1.75, 4.0)])
 
 
 class Text(parser.HTMLParser):
@@ -83,13 +84,26 @@ def test_a_run(tmp_path):
       "layer 2 (block_001/layer_001)", "all layers together",
       "3.0 million, of which a token meets 0.9 million", "0.015 GFLOP a token",
       "10 in a step, 3.0 MiB a core", "optimizer 8.0 KiB",
-      "1.0% of the tokens would reach no expert, a token 0.50 on average",
+      "1.0% of the tokens would reach no expert, 12.5% fewer than they choose, "
+      "a token 0.50 on average",
+      "first choices without a slot, if balanced0.2%3.0%",
       "Warning: <groups> are small",
       "transformer/block_000/layer_001/MoE2D and 1 more",
       "tokens in one256160", "slots of each160112", "capacity factor1.251.5",
       # 2 * 160 / 256, and 2 * 112 / 160.
       "in effect1.251.4", "MoE2D.expert_x = 2"):
     assert said in text, said
+
+
+def test_a_plan_of_an_earlier_release(tmp_path):
+  directory = event_files.run(tmp_path / "run")
+  plan = PLAN.as_json()
+  for share in ("fewer_experts", "first_choices_lost"):
+    del plan["mixtures"][0]["balanced"][share]
+  (directory / "plan.json").write_text(json.dumps(plan))
+  text = str(text_of(directory))
+  assert "1.0% of the tokens would reach no expert, a token 0.50 on av" in text
+  assert "first choices without a slot" not in text
 
 
 def test_the_plots_of_a_run(tmp_path):

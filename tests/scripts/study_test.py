@@ -38,6 +38,20 @@ def test_runs_of_a_study(tmp_path):
   assert [run.name for run in study.runs()][:2] == ["one_1_x_1_1", "two_1"]
 
 
+def test_rows_that_begin_with_others(tmp_path):
+  begins = '[begins]\ntwo = "one, 1 x 1"\n'
+  study = runs.Study.read(declared(tmp_path, TOML + begins))
+  assert [run.begins for run in study.runs()] == [
+      None, "one, 1 x 1", None, "one, 1 x 1"]
+  keep(tmp_path, "two", 1, 2.0, ("--a", "--b"))  # From its own beginning.
+  assert len(runs.missing(study, tmp_path)) == 4
+  for wrong in (begins.replace("1 x 1", "1 x 2"),
+                '[begins]\n"one, 1 x 1" = "two"\n',
+                '[begins]\nthree = "two"\n'):
+    with pytest.raises(ValueError, match="stands above"):
+      runs.Study.read(declared(tmp_path, TOML + wrong))
+
+
 @pytest.mark.parametrize("text, said", [
     ("seeds = [", "is no file of TOML"),
     ("seeds = [1]", "has to have"),
@@ -130,7 +144,7 @@ def test_reports_of_nothing(tmp_path, capsys, flags, said):
 
 
 def test_it_runs_what_is_missing(tmp_path, monkeypatch, capsys):
-  """Two rows, of which one fails the first time."""
+  """Three rows: one fails the first time, one begins with another's model."""
   program.write_text(tmp_path)
   monkeypatch.chdir(tmp_path)
   monkeypatch.setenv("PYTHONPATH", program.ROOT)
@@ -140,17 +154,23 @@ def test_it_runs_what_is_missing(tmp_path, monkeypatch, capsys):
            "--gin_param=run.train_steps = 2"]
   path = declared(tmp_path, (
       f"flags = {json.dumps(flags)}\nseeds = [5]\n[rows]\n"
-      'good = []\nbad = ["--gin_param=MoE2D.hidden_size = -1"]\n'))
+      'good = []\nbad = ["--gin_param=MoE2D.hidden_size = -1"]\n'
+      'more = ["--gin_param=MoE2D.expert_x = 4", '
+      '"--gin_param=run.train_steps = 4"]\n[begins]\nmore = "good"\n'))
   folder = pathlib.Path("study")
   assert study_script.main(["run", str(path), str(folder)]) == 1
   said = capsys.readouterr()
-  assert "2 of 2 runs to make" in said.out
+  assert "3 of 3 runs to make" in said.out
   assert "'bad', seed 5, ended with status 1" in said.err
-  result, = runs.read(folder)
+  result, more = runs.read(folder)
   assert result["row"] == "good" and result["step"] == 2
+  assert (more["row"], more["begins"], more["step"]) == ("more", "good", 4)
+  log = folder / "runs" / "more_5" / "output.txt"
+  assert "2 x 2 experts to 4 x 2 experts" in log.read_text()
+  assert "resuming at step 2" in log.read_text()
   assert 1.0 < result["bits_per_byte"] < 20.0
   assert result["training"]["tokens"] > 0
   path.write_text(path.read_text().replace("-1", "8"))
   assert study_script.main(["run", str(path), str(folder)]) == 0
-  assert "1 of 2 runs to make" in capsys.readouterr().out
-  assert [one["row"] for one in runs.read(folder)] == ["good", "bad"]
+  assert "1 of 3 runs to make" in capsys.readouterr().out
+  assert [one["row"] for one in runs.read(folder)] == ["good", "more", "bad"]
