@@ -11,8 +11,7 @@ from a dense layer (sparse upcycling: Komatsuzaki et al. 2022,
 arXiv:2212.05055), or cut from it where they have fewer hidden units; copied to
 more, merged to fewer (or some of them kept: --fewer_experts), ordered in other
 levels. Routers follow where they can, and are drawn anew where there was none.
---dry_run prints what becomes of what,
-and writes nothing.
+--dry_run prints what becomes of what, and writes nothing.
 python -m mtf_moe.train --model_dir=new_model then goes on from there.
 """
 

@@ -41,13 +41,18 @@ class Fewer:
   loads: Sequence[np.ndarray | None] = ()
 
   @property
+  def by_load(self) -> bool:
+    """Whether loads count."""
+    return self.how in (BUSIEST, WEIGHTED)
+
+  @property
   def keeps_some(self) -> bool:
     """Whether experts stay as they are, so that no number has to divide."""
     return self.how in (BUSIEST, FIRST)
 
   def levels(self, experts: Sequence[int], wanted: Sequence[int]) -> list[int]:
     """The numbers of the levels whose loads count, 1 for the first."""
-    if self.how not in (BUSIEST, WEIGHTED):
+    if not self.by_load:
       return []
     if len(experts) != len(wanted):
       is_less = math.prod(wanted) < math.prod(experts)
@@ -99,39 +104,39 @@ def resized(array: np.ndarray, experts: Sequence[int], wanted: Sequence[int],
   if len(experts) != len(wanted):
     array = array.reshape(math.prod(experts), *rest)
     flat = loads[-1].reshape(-1) if loads and loads[-1] is not None else None
-    array, = _resized([array], 0, math.prod(wanted), fewer.how, flat)
+    array, = _resized([array], 0, math.prod(wanted), fewer, flat)
     return array.reshape(*wanted, *rest)
   for axis, number in enumerate(wanted):
     # The loads of this level and those below are of the experts that stay.
     deeper = [load for load in loads[axis + 1:] if load is not None]
     array, *deeper = _resized(
-        [array, *deeper], axis, number, fewer.how, loads[axis])
+        [array, *deeper], axis, number, fewer, loads[axis])
     deeper = iter(deeper)
     loads[axis + 1:] = [None if load is None else next(deeper)
                         for load in loads[axis + 1:]]
   return array
 
 
-def _resized(arrays, axis, number, how, load):
+def _resized(arrays, axis, number, fewer, load):
   """Arrays with as many along an axis.
 
   Args:
     arrays: the one that is meant, and loads of levels below, [<above>, x, ...].
     axis: that of x.
     number: of the result.
-    how: as of `Fewer`.
+    fewer: as for `resized`.
     load: [<above>, x]; None where it is not needed.
   """
   before = arrays[0].shape[axis]
   if number >= before:
     return [np.repeat(array, number // before, axis) for array in arrays]
-  if how in (FIRST, BUSIEST):
-    if how == FIRST:
+  if fewer.keeps_some:
+    if not fewer.by_load:  # The first ones.
       load = np.zeros(arrays[0].shape[:axis + 1])
     kept = np.sort(np.argsort(-load, axis, kind="stable")[..., :number], axis)
     return [np.take_along_axis(array, _behind(kept, array), axis)
             for array in arrays]
-  if how == MEAN:
+  if not fewer.by_load:
     return [_cut(arrays[0], axis, number).mean(
         axis + 1, dtype=np.float64).astype(arrays[0].dtype)]
   parts = _cut(np.asarray(load, np.float64), axis, number)

@@ -151,7 +151,7 @@ def prepare(given: str, configured: ConfiguredModel, options: Options,
   target = {name: variable.shape for name, variable in variables.items()}
   old_step = _step(path, there)
   loads = None
-  if options.fewer in (experts.BUSIEST, experts.WEIGHTED):
+  if experts.Fewer(options.fewer).by_load:
     loads = loads_lib.read(os.path.dirname(path), old_step)
   moves = moves_lib.plan(source, target, options, loads)
   if not any(move.sources for move in moves):

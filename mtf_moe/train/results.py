@@ -110,14 +110,14 @@ class Meter:
   def observe(self, loss: float, records: Mapping[str, float]):
     """Takes note of a step, and of what was recorded of it, if anything was."""
     self._losses.append(loss)
+    tags = tags_lib.parse(records)
     auxiliary = [
-        float(records[name]) for name, tag in tags_lib.parse(records).items()
+        float(records[name]) for name, tag in tags.items()
         if tag.metric == tags_lib.AUXILIARY_LOSS]
     if auxiliary:
       self._auxiliary = math.fsum(auxiliary)
-    by_level = _means_by_level(records)
-    if by_level:
-      self._records.append(by_level)
+    if tags:
+      self._records.append(_means_by_level(records, tags))
 
   def end(self, step: int) -> Training:
     """All of it, up to a step."""
@@ -133,11 +133,11 @@ class Meter:
         records=_means(self._records) if self._records else before.records)
 
 
-def _means_by_level(records):
+def _means_by_level(records, tags):
   """What is recorded of levels and layers, not of single experts."""
   return _means(
       {f"{tag.level}/{tag.metric}": float(records[name])}
-      for name, tag in tags_lib.parse(records).items()
+      for name, tag in tags.items()
       if tags_lib.expert_of(tag.metric) is None)
 
 

@@ -78,6 +78,7 @@ def test_runs_that_go_on_add_up(model):
 
 
 def test_an_older_checkpoint_is_not_what_training_ended_with(model):
+  small_models.run(model, ONE_SLICE, "run.train_steps = 5")  # If it has not.
   small_models.run(
       model, ONE_SLICE, "run.eval_checkpoint_step = [3]", files=PERPLEXITY)
   line = results.read(model.directory)[-1]
