@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import mtf_moe
+from tests import forked
 
 COMMANDS = [point for point in
             importlib.metadata.distribution("mtf_moe").entry_points
@@ -43,14 +44,13 @@ def test_help_and_version():
     return subprocess.run([command, flag], capture_output=True, text=True,
                           check=False).stdout
 
-  assert "--compile_for" in said("--help") and "--[no]version" in said("--help")
+  explained = said("--help")
+  assert "--compile_for" in explained and "--[no]version" in explained
   assert said("--version") == (
       f"mtf_moe.plan, mtf_moe {importlib.metadata.version('mtf_moe')}\n")
 
 
 def test_versions_of_programs_that_need_flags():
   """The one for vocabularies refuses to begin without its own."""
-  found = subprocess.run(
-      [sys.executable, "-m", "mtf_moe.text.vocabulary", "--version"],
-      capture_output=True, text=True, check=True)
+  found = forked.run("mtf_moe.text.vocabulary", "--version", check=True)
   assert found.stdout.startswith("mtf_moe.text.vocabulary, mtf_moe ")

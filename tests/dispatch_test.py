@@ -122,24 +122,17 @@ def collectives(layer, with_inputs, **hparams):
     a Counter by the kind of operation
   """
   case = Case(mesh=(2, 2), shape=(2, 4, 8), policy="all")
-  impl = harness.mesh_impl(*case.mesh)
-  with tf.Graph().as_default():
-    graph = mtf.Graph()
-    depth = mtf.Dimension("d_model", 6)
-    tokens = mtf.zeros(
-        mtf.Mesh(graph, "mesh"), mtf.Shape([*case.token_dims(), depth]))
-    outputs, loss = layer(
-        tokens, depth, case.hparams(**hparams), True,
-        harness.variable_dtype(), layout=impl.layout_rules,
-        mesh_shape=impl.shape,
-        nonpadding=mtf.ones(tokens.mesh, mtf.Shape(case.token_dims())))
-    mtf.gradients(
-        [mtf.reduce_sum(mtf.square(outputs)) + loss],
-        [v.outputs[0] for v in graph.trainable_variables]
-        + ([tokens] if with_inputs else []))
-    lowering = mtf.Lowering(graph, {tokens.mesh: impl}, autostack=False)
-  return collections.Counter(
-      name.split("/")[0] for name, _ in lowering.counters)
+  depth = mtf.Dimension("d_model", 6)
+  mesh_shape = "outer:2,batch:2"
+
+  def call(tensors):
+    return layer(
+        tensors["inputs"], depth, case.hparams(**hparams), True,
+        harness.variable_dtype(), layout=case.layout, mesh_shape=mesh_shape,
+        nonpadding=tensors["ones"])
+
+  return collections.Counter(kind for kind, _ in harness.communication(
+      call, [*case.token_dims(), depth], mesh_shape, case.layout, with_inputs))
 
 
 @pytest.mark.parametrize("layer, hparams", [

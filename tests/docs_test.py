@@ -13,6 +13,7 @@ import sys
 
 import mtf_moe
 from mtf_moe import hparams
+from tests import forked
 from tests.train import program
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -89,14 +90,12 @@ def commands():
 
 def help_of(name):
   """What a program says of all its flags."""
-  command = (["bash", name] if name.endswith(".sh")
-             else [sys.executable, name] if name.endswith(".py")
-             else [sys.executable, "-m", name])
-  flag = ("--help" if name.startswith("scripts") or name == "mtf_moe.xla"
-          else "--helpfull")
-  # absl ends with the status 1 after its help.
-  return subprocess.run([*command, flag], capture_output=True, text=True,
-                        check=False, cwd=ROOT).stdout
+  if name.startswith("mtf_moe"):
+    return forked.run(
+        name, "--help" if name == "mtf_moe.xla" else "--helpfull").stdout
+  command = ["bash" if name.endswith(".sh") else sys.executable, name, "--help"]
+  return subprocess.run(command, capture_output=True, text=True, check=False,
+                        cwd=ROOT).stdout
 
 
 def test_flags_of_commands_are_known():

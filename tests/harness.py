@@ -7,6 +7,8 @@ import mesh_tensorflow as mtf
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from mtf_moe import simd
+
 CANONICAL_LAYOUT = (
     "outer_batch:outer,batch:batch,expert_x:batch,expert_y:outer")
 
@@ -79,10 +81,11 @@ def evaluate(build, arrays, weights, impl=None, dtype=tf.float32):
     fetches = tf.nest.map_structure(
         lambda t: tf.cast(lowering.export_to_tf_tensor(t), tf.float32), built)
     with tf.Session(config=graphs_as_built()) as session:
-      session.run(tf.global_variables_initializer())
-      for variable in tf.global_variables():
-        variable.load(
-            weights(variable.op.name, variable.shape.as_list()), session)
+      # All in one run: each other one would prune the graph anew.
+      variables = tf.global_variables()
+      session.run([v.initializer for v in variables], {
+          v.initial_value: weights(v.op.name, v.shape.as_list())
+          for v in variables})
       session.run(lowering.copy_masters_to_slices())
       return session.run(fetches)
 
@@ -174,6 +177,41 @@ def _differentiated(layer, scope, tensors, seed):
   shapes = {name: tuple((d.name, d.size) for d in v.shape.dims)
             for name, v in variables.items()}
   return values, shapes
+
+
+def communication(layer, tokens_shape, mesh_shape, layout, with_inputs=True):
+  """What communicates in a training step of a layer.
+
+  Counted in the program of one core, which is built much more quickly than
+  those of all slices of a placement mesh.
+
+  Args:
+    layer: a function from Tensors "inputs" and "ones", as large without the
+      last dimension, to (outputs, loss).
+    tokens_shape: the shape of the inputs, dimensions.
+    mesh_shape: an input to mtf.convert_to_shape.
+    layout: an input to mtf.convert_to_layout_rules.
+    with_inputs: whether the inputs are differentiated, too.
+
+  Returns:
+    pairs of a kind of operation, such as "alltoall", and its elements on all
+    cores, in the order in which they are lowered
+  """
+  def model(tensors):
+    inputs = tensors["inputs"]
+    outputs, loss = layer({**tensors, "ones": mtf.ones(
+        inputs.mesh, mtf.Shape(inputs.shape.dims[:-1]))})
+    gradients = mtf.gradients(
+        [mtf.reduce_sum(mtf.square(outputs)) + loss],
+        [v.outputs[0] for v in outputs.graph.trainable_variables]
+        + [inputs] * with_inputs)
+    # Sums over cores wait until they are used: exported, they are.
+    return {f"gradient_{i}": g for i, g in enumerate(gradients)}, []
+
+  program = simd.build(model, mesh_shape, layout,
+                       {"inputs": (tf.float32, mtf.Shape(tokens_shape))})
+  counted = [(name.split("/")[0], value) for name, value in program.counters]
+  return [(kind, value) for kind, value in counted if kind.startswith("all")]
 
 
 def graphs_as_built():

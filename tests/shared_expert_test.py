@@ -208,26 +208,17 @@ def test_the_mesh_makes_no_difference(layout):
 
 def collectives(size):
   """What communicates in a training step on a 2x2 mesh: elements, by kind."""
-  impl, dims = harness.mesh_impl(2, 2), dims_of(2)
-  with tf.Graph().as_default():
-    graph = mtf.Graph()
-    tokens = mtf.zeros(mtf.Mesh(graph, "mesh"), mtf.Shape([*dims, DEPTH]))
-    outputs, loss = mtf_moe.transformer_moe_layer_v2(
-        tokens, DEPTH,
+  def layer(tensors):
+    return mtf_moe.transformer_moe_layer_v2(
+        tensors["inputs"], DEPTH,
         {**ROOM_FOR_ALL, "moe_num_experts": (4, 2), "moe_summaries": False,
-         "moe_shared_hidden_size": size}, True, layout=impl.layout_rules,
-        mesh_shape=impl.shape)
-    gradients = mtf.gradients(
-        [mtf.reduce_sum(outputs * outputs) + loss],
-        [v.outputs[0] for v in graph.trainable_variables] + [tokens])
-    lowering = mtf.Lowering(graph, {tokens.mesh: impl}, autostack=False)
-    for gradient in gradients:  # Sums over cores wait until they are used.
-      lowering.export_to_tf_tensor(gradient)
+         "moe_shared_hidden_size": size}, True,
+        layout=harness.CANONICAL_LAYOUT, mesh_shape="outer:2,batch:2")
+
   counted = collections.Counter()
-  for name, value in lowering.counters:
-    kind = name.split("/")[0]
-    if kind.startswith("all"):
-      counted[kind] += value
+  for kind, value in harness.communication(
+      layer, [*dims_of(2), DEPTH], "outer:2,batch:2", harness.CANONICAL_LAYOUT):
+    counted[kind] += value
   return counted
 
 

@@ -11,17 +11,19 @@ from mtf_moe.report import ledger
 from mtf_moe.report import mixtures
 from mtf_moe.report import page
 from mtf_moe.report import runs
+from tests import forked
 from tests.report import event_files
 from tests.train import program
 
 
 def report(*arguments, before=""):
   """Runs the program, after a line of Python if there is one."""
-  command = (["-c", f"import sys; {before}; import runpy; runpy.run_module("
-              "'mtf_moe.report', run_name='__main__', alter_sys=True)"]
-             if before else ["-m", "mtf_moe.report"])
+  if not before:
+    return forked.run("mtf_moe.report", *arguments)
+  code = (f"import sys; {before}; import runpy; runpy.run_module("
+          "'mtf_moe.report', run_name='__main__', alter_sys=True)")
   return subprocess.run(
-      [sys.executable, *command, *arguments], capture_output=True, text=True,
+      [sys.executable, "-c", code, *arguments], capture_output=True, text=True,
       check=False, env={**os.environ, "PYTHONPATH": program.ROOT})
 
 

@@ -141,7 +141,8 @@ def test_options(changed):
 
 
 @pytest.mark.parametrize("num_levels, dispatch", [
-    (1, "einsum"), (3, "einsum"), (3, "index")])
+    (1, "einsum"), (3, "index"),
+    pytest.param(3, "einsum", marks=pytest.mark.slow)])
 def test_levels(num_levels, dispatch):
   check(levels_run(num_levels, dispatch))
 
@@ -152,11 +153,12 @@ def test_levels(num_levels, dispatch):
 TRANSFORMER_STEPS = {"none": 2, "sgd": 2, "adafactor": 1}
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adafactor"])
+@pytest.mark.parametrize("optimizer", [
+    "adafactor", pytest.param("sgd", marks=pytest.mark.slow)])
 def test_transformer(optimizer):
   # Its loss is a sum over the tokens of all cores.
   check(transformer_run(2, 2, optimizer, dispatch="index",
-                        steps=TRANSFORMER_STEPS[optimizer]),
+                        steps=TRANSFORMER_STEPS[optimizer], num_layers=1),
         exact=("output",), autostack=True)
 
 

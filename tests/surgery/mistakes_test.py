@@ -7,7 +7,7 @@ import pytest
 
 from mtf_moe.surgery import operation
 from mtf_moe.surgery.moves import Options
-from tests import fresh_process
+from tests import forked
 from tests.report import event_files
 from tests.surgery.checkpoints import DENSE
 from tests.surgery.checkpoints import MOE
@@ -100,14 +100,9 @@ def test_a_checkpoint_that_is_damaged(four):
 
 def program(directory, *arguments):
   """The last line of the program, which has to end with the status 1."""
-  code = f"""
-    import os, runpy, sys
-    os.chdir({str(directory)!r})
-    sys.argv = ["surgery", *{list(arguments)!r},
-                "--gin_file=runs/tiny.gin", "--gin_file=meshes/cpu_1.gin"]
-    runpy.run_module("mtf_moe.surgery", run_name="__main__")
-  """
-  result = fresh_process.run(code)
+  result = forked.run(
+      "mtf_moe.surgery", *arguments, "--gin_file=runs/tiny.gin",
+      "--gin_file=meshes/cpu_1.gin", cwd=directory)
   assert result.returncode == 1, result.stderr
   *_, said = result.stderr.strip().splitlines()
   assert "Traceback" not in result.stderr

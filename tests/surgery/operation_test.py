@@ -1,9 +1,6 @@
 """Checkpoints of models made into those of others, and what these compute."""
 
-import os
 import pathlib
-import subprocess
-import sys
 
 import mesh_tensorflow as mtf
 import numpy as np
@@ -13,6 +10,7 @@ import tensorflow.compat.v1 as tf
 from mtf_moe.surgery import operation
 from mtf_moe.surgery.moves import Options
 from mtf_moe.train import masters
+from tests import forked
 from tests import harness
 from tests.surgery.checkpoints import DENSE
 from tests.surgery.checkpoints import MOE
@@ -161,13 +159,11 @@ def test_what_cannot_be_done(tmp_path):
 
 
 def run(directory, module, *arguments):
-  return subprocess.run(
-      [sys.executable, "-m", f"mtf_moe.{module}", *arguments,
-       *(f"--gin_file={name}" for name in program.FILES),
-       *(f"--gin_param={line}" for line in [
-           "TextFiles.glob = 'text.txt'", *program.SETTINGS])],
-      cwd=directory, env={**os.environ, "PYTHONPATH": program.ROOT},
-      capture_output=True, text=True, check=False)
+  return forked.run(
+      f"mtf_moe.{module}", *arguments,
+      *(f"--gin_file={name}" for name in program.FILES),
+      *(f"--gin_param={line}" for line in [
+          "TextFiles.glob = 'text.txt'", *program.SETTINGS]), cwd=directory)
 
 
 def test_training_goes_on_from_there(tmp_path):

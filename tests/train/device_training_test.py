@@ -21,8 +21,8 @@ from tests.train import interruption_test
 from tests.train import program
 
 # The runtimes have other random numbers.
-NO_DRAWS = ["MoE2D.second_policy_train = 'threshold'", "dropout_rate = 0.0",
-            "MoE2D.dropout_rate = 0.0"]
+NO_DRAWS = [program.FOUR_SLICES, "MoE2D.second_policy_train = 'threshold'",
+            "dropout_rate = 0.0", "MoE2D.dropout_rate = 0.0"]
 
 
 # What one process has compiled, the next one finds.
@@ -30,7 +30,8 @@ COMPILED = tempfile.TemporaryDirectory()
 
 
 def on_devices(directory, *bindings, **kwargs):
-  arguments = program.program(directory, *bindings, **kwargs)
+  arguments = program.program(
+      directory, program.FOUR_SLICES, *bindings, **kwargs)
   arguments["args"].append("--runtime=xla")
   arguments["env"].pop("XLA_FLAGS", None)  # Other tests count devices there.
   arguments["env"] |= {

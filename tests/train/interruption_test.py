@@ -201,9 +201,10 @@ def test_a_checkpoint_that_does_not_fit(part_of_data, directory):
   size = max(os.path.getsize(path) for path in model.glob("*.data*"))
   assert size > 1.1 * os.path.getsize(model / "graph.pbtxt")
   before = program.bits(model, 2)
-  failed = program.run(
-      directory, *bindings, "run.train_steps = 4", check=False,
-      preexec_fn=lambda: limit_files(int(part_of_data * size)))
+  failed = subprocess.run(
+      **program.program(directory, *bindings, "run.train_steps = 4"),
+      preexec_fn=lambda: limit_files(int(part_of_data * size)),
+      capture_output=True, text=True, check=False)
   assert failed.returncode == 1
   message = failed.stderr.splitlines()[-1]
   assert message.startswith(

@@ -11,6 +11,7 @@ from mtf_moe.run import layer_facts
 from tests.train import program
 
 LAYERS = [
+    program.FOUR_SLICES,
     "transformer.make_layer_stack.layers = [@transformer_layers.SelfAttention, "
     "@wide/mtf_moe.MoE2D, @MoE1D]",
     "wide/MoE2D.expert_x = 4", "wide/MoE2D.loss_coef = 0.05",

@@ -2,8 +2,6 @@
 """
 
 import re
-import subprocess
-import sys
 
 import pytest
 import tensorflow.compat.v1 as tf
@@ -11,6 +9,7 @@ import tensorflow.compat.v1 as tf
 from mtf_moe.decoding import sampling
 from mtf_moe.report import mixtures
 from mtf_moe.report import runs
+from tests import forked
 from tests.train import program
 from tests.train.program import run
 
@@ -130,7 +129,7 @@ def test_a_time_limit_stops_with_a_checkpoint(directory):
     (["TextFiles.glob = 'none.txt'"], "TextFiles.glob='none.txt' matches no"),
     (["MoE2D.expert_x = 3"], "MoE2D.expert_x = 3 gives dimension 'expert_x' "),
     (["no_such.parameter = 1"], "No configurable matching 'no_such'"),
-    (["run.train_steps 7"], "--gin_param, line 10, is no gin: Couldn't parse "
+    (["run.train_steps 7"], "--gin_param, line 11, is no gin: Couldn't parse "
      "statement, expected ':' or '='. It says 'run.train_steps 7'."),
     (["run.train_steps = [1,"], "--gin_param ends within brackets or quotes"),
     (["run.mode = 'evaluate'"], "run.mode = 'evaluate' is not known."),
@@ -150,8 +149,6 @@ def test_sampling_needs_a_prompt():
 
 
 def test_help():
-  shown = subprocess.run(
-      [sys.executable, "-m", "mtf_moe.train", "--help"], capture_output=True,
-      text=True, check=False)
+  shown = forked.run("mtf_moe.train", "--help")
   assert "--model_dir" in shown.stdout and "--gin_file" in shown.stdout
   assert "runs/tiny.gin" in shown.stdout
