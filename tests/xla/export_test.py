@@ -73,7 +73,8 @@ def test_a_checkpoint_goes_on(tmp_path):
   train_program.write_text(tmp_path)
   train_program.run(tmp_path, "run.train_steps = 2")
   arguments = [f"--gin_file={name}" for name in train_program.FILES]
-  arguments += [f"--gin_param={line}" for line in train_program.SETTINGS]
+  arguments += [f"--gin_param={line}" for line in [
+      *train_program.SETTINGS, train_program.FOUR_SLICES]]
   result = run_export(
       tmp_path, "--folder=program", "--checkpoint=model", "--batches=3",
       "--gin_param=TextFiles.glob = 'text.txt'", *arguments)
