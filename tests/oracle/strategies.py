@@ -9,6 +9,7 @@ from tests.oracle import case as case_lib
 # Building a graph takes the longer the larger the mesh is, up to ten times: few
 # of the cases have a large one.
 MESHES = [(1, 1)] * 50 + [(1, 2), (2, 1)] * 2 + [(2, 2)] * 2 + [(1, 4), (2, 4)]
+# In as many places: a seed whose mesh is small has the same case with both.
 SMALL_MESHES = MESHES[:55] + [(1, 1)] * 3
 _LAYOUTS = (
     harness.CANONICAL_LAYOUT,

@@ -182,8 +182,8 @@ def transformer_inputs(rows, columns, length=8):
 
 
 def transformer_model(rows, columns, optimizer="sgd", dtype=tf.float32,
-                      train=True, num_layers=2, **moe):
-  """Blocks of attention and experts, the loss, and a training step.
+                      train=True, **moe):
+  """Two blocks of attention and experts, the loss, and a training step.
 
   Args:
     rows: an integer, the mesh dimension outer.
@@ -191,7 +191,6 @@ def transformer_model(rows, columns, optimizer="sgd", dtype=tf.float32,
     optimizer: one of OPTIMIZERS.
     dtype: of the activations.
     train: a boolean, whether this is training.
-    num_layers: the number of blocks.
     **moe: parameters of MoE2D.
 
   Returns:
@@ -204,7 +203,7 @@ def transformer_model(rows, columns, optimizer="sgd", dtype=tf.float32,
           [mtf_moe.MoE2D, {
               "expert_x": 2 * columns, "expert_y": rows, "hidden_size": 16,
               "group_size": 8, "second_policy_train": "all", **moe}]],
-      num_layers=num_layers, layer_stack_cls=functools.partial(
+      num_layers=2, layer_stack_cls=functools.partial(
           transformer.LayerStack,
           sublayers_initial=[],
           sublayers_per_layer=[

@@ -158,7 +158,7 @@ TRANSFORMER_STEPS = {"none": 2, "sgd": 2, "adafactor": 1}
 def test_transformer(optimizer):
   # Its loss is a sum over the tokens of all cores.
   check(transformer_run(2, 2, optimizer, dispatch="index",
-                        steps=TRANSFORMER_STEPS[optimizer], num_layers=1),
+                        steps=TRANSFORMER_STEPS[optimizer]),
         exact=("output",), autostack=True)
 
 
