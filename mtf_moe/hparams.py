@@ -49,26 +49,29 @@ class MoeHparams:
   Attributes:
     moe_num_experts: experts at the first, the second, ... level; an integer
       where there is one level.
-    moe_loss_coef: weight of the balancing losses in the training loss.
+    moe_loss_coef: (level: None for the layer's) weight of the balancing losses
+      in the training loss; each is 1 at perfect balance.
     moe_hidden_size: units in the hidden layer of one expert.
-    moe_group_size: (level) about how many tokens are in one group: the real
-      size divides the tokens of a slice of the mesh
-      (grouping._split_into_groups). A router fills the experts' buffers group
-      by group.
+    moe_group_size: (level) about how many tokens are in one group: there are as
+      many groups as whole ones of this size would be, or more, until they
+      divide the tokens of a slice of the mesh. A router fills the experts'
+      buffers group by group.
     moe_capacity_factor_train: (level) slots an expert has in a group, relative
       to an even share of the group's tokens, at the first level while training.
     moe_capacity_factor_eval: (level) the same at all other times.
     moe_capacity_factor_second_level: the same at all levels but the first,
       always.
-    moe_use_second_place_loss: (level) also balance the second choices.
+    moe_use_second_place_loss: (level) also balance the second choices, at half
+      the weight.
     moe_second_policy_train: (level) which tokens use their second choice while
-      training, one of `SECOND_POLICIES`: "all" of them, "none", those whose
-      normalized gate is above the "threshold", or at "random" with probability
-      gate / threshold. The router "top_n" treats all choices but the first so.
+      training: "all" of them, "none", those whose normalized gate is above the
+      "threshold", or at "random" with probability gate / threshold. The router
+      "top_n" treats all choices but the first so.
     moe_second_policy_eval: (level) the same at all other times. The default
       differs from mesh_tensorflow's ("random"), so that evaluating a checkpoint
       twice gives the same number twice.
-    moe_second_threshold_train: (level) the threshold while training.
+    moe_second_threshold_train: (level) the threshold while training; a second
+      choice's normalized gate is 0.5 at most.
     moe_second_threshold_eval: (level) the threshold at all other times.
     moe_dropout_rate: fraction of the experts' hidden units dropped in training.
     moe_activation: activation of the experts' hidden layer: a name from the
@@ -80,9 +83,9 @@ class MoeHparams:
     moe_min_expert_capacity: (level) the fewest slots of an expert's buffer in a
       group.
     moe_switch_policy_train: (level) how the routers of the Switch family choose
-      while training, one of `SWITCH_POLICIES`: the likeliest expert ("argmax"),
-      or an expert drawn by its gate ("sample"), or the likeliest one for inputs
-      with "input_dropout" or "input_jitter".
+      while training: the likeliest expert ("argmax"), or an expert drawn by its
+      gate ("sample"), or the likeliest one for inputs with "input_dropout" or
+      "input_jitter".
     moe_switch_policy_eval: (level) the same at all other times, when inputs
       stay as they are.
     moe_switch_dropout: (level) fraction of the router's inputs dropped.
@@ -93,10 +96,11 @@ class MoeHparams:
     moe_output_dim: the mtf.Dimension of the outputs, or None for the model's.
     moe_use_experts_attention: two outputs in place of one, the queries and the
       keys of mesh_tensorflow's ExpertsSelfAttention.
-    moe_z_loss: (level) weight of the router z-loss in the training loss, or
-      None.
-    moe_word_embed_mode: (level) how word embeddings enter the routers, one of
-      `WORD_EMBED_MODES`, or None for not at all.
+    moe_z_loss: (level) weight of the router z-loss in the training loss, which
+      keeps logits small, or None; 0.001 is usual.
+    moe_word_embed_mode: (level) how word embeddings enter the routers:
+      "concat", "add" (each also with "_stop_grad" behind it), "embed_only", or
+      None for not at all.
     moe_use_second_place_expert_prob: (level) with which probability a token of
       the Switch family may not use its likeliest expert while training, or None
       for never.
@@ -105,37 +109,42 @@ class MoeHparams:
     moe_top_n_num_experts_per_token: (level) how many experts a token of the
       router "top_n" uses.
     moe_noisy_top_k: (level) how many experts a token of the router
-      "noisy_top_k" uses. With 1, weights are 1, and it learns by losses only.
-    moe_noisy_loss: (level) among which experts its losses are, one of
-      `NOISY_LOSSES`: those of a router on its "level"; all of the level, by
-      what comes from the levels above ("hierarchical"); or "none" of them.
+      "noisy_top_k" uses. Capacities are for one. With 1, weights are 1, and it
+      learns by losses only.
+    moe_noisy_loss: (level) among which experts its losses are: those of each
+      router ("level"); all of the level, by what comes from the levels above
+      ("hierarchical": Shazeer et al. 2017, equations 13 and 14, who have that
+      at the last level and "none" above); or "none" of them.
     moe_sigmoid_top_k: (level) how many experts a token of the router
-      "sigmoid_top_k" uses.
+      "sigmoid_top_k" uses. Capacities are for one.
     moe_sigmoid_bias_rate: (level) by how much it moves the bias of an expert in
-      a step; 0 has a balancing loss instead.
+      a step, which may change in a run; 0 has a balancing loss instead.
     moe_hash_seed: (level) which hash the router "hash" uses.
     moe_limited_num_groups: (level) into how many groups the router
       "group_limited" puts the experts of a level.
     moe_limited_top_groups: (level) how many of these groups a token may use.
     moe_limited_top_k: (level) how many experts a token uses in them.
-    moe_importance_below: (level) what a choice counts at the next level, one of
-      `IMPORTANCES_BELOW`: by its "weight" as mesh_tensorflow's top-2 router has
-      it, in full above 0.5, else half; by the "choice", in full if it is the
-      token's first, else half; or always in "full".
+    moe_importance_below: (level) what a choice counts at the next level: by its
+      "weight" as mesh_tensorflow's top-2 router has it, in full above 0.5, else
+      half; by the "choice", in full if it is the token's first, else half; or
+      always in "full", when two levels of "top_2" give a token up to four
+      experts, as in Shazeer et al. 2017.
     moe_balance_over_used: (level) take the means of the balancing loss over the
       tokens that count, and not over all slots of a group, as mesh_tensorflow
       does: then padding and empty slots make the loss no smaller.
-    moe_fill_order: (level) whose choices get the slots of a group first, one of
-      `FILL_ORDERS`: those of tokens by their "position" in the group, or by
-      their largest "gate" (see `gating.fill_order`).
-    moe_shared_hidden_size: units in the hidden layer of the shared expert, of
-      the same kind as the others, which every token uses beside those that it
-      chooses (see `shared_expert`); or None for no such expert.
-    moe_dispatch: how tokens move, one of `DISPATCHES`, with the same result:
-      by "einsum", as matrix units like it, at a cost that grows with the group;
-      or by "index", which copies rows and suits CPUs and GPUs.
+    moe_fill_order: (level) whose choices get the slots of a group first, all
+      first choices before any second one: those of tokens by their "position",
+      or by their largest "gate" (V-MoE's batch prioritized routing), when later
+      tokens can take the slots of earlier ones.
+    moe_shared_hidden_size: units in the hidden layer of a shared expert, which
+      every token uses beside those that it chooses, as in DeepSeekMoE; its
+      result is added to theirs. None for no such expert. A layout may split its
+      dimension, `shared_hidden`.
+    moe_dispatch: how tokens move, with the same result: by "einsum", products
+      with zeros and ones, as matrix units like it, at a cost that grows with
+      the group; or by "index", which copies rows and suits CPUs and GPUs.
     moe_summaries: record loads, losses and lost tokens while training, for
-      TensorBoard (see `monitoring`).
+      TensorBoard.
     moe_dropless_eval: outside of training, give every expert, at all levels, as
       many slots as the group has tokens, whatever the capacity factors: no
       token is dropped. What a model loses by its capacities is the difference.
@@ -372,28 +381,3 @@ class Level:
 
   def switch_policy(self, train: bool) -> str:
     return self.switch_policy_train if train else self.switch_policy_eval
-
-
-class ChangeableHparams(MoeHparams):
-  """Hyperparameters that can be set one at a time, and are checked each time.
-
-  What a layer of `transformer_layers` has as `self._hparams`, since those of
-  mesh_tensorflow's layers can be changed, too.
-  """
-
-  def __setattr__(self, name, value):
-    names = self.names()
-    if name not in names:  # It is for another layer.
-      foreign_hparams.check_known(name, value, names)
-      object.__setattr__(self, name, value)
-      return
-    given = {one: getattr(self, one) for one in names}
-    if name == "moe_levels":
-      del given["moe_num_experts"]
-    checked = MoeHparams(**{**given, name: value})
-    for one in names:
-      object.__setattr__(self, one, getattr(checked, one))
-
-  def add_hparam(self, name, value):
-    """Sets one, as it can be with mesh_tensorflow's."""
-    setattr(self, name, value)

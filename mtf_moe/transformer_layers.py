@@ -20,7 +20,7 @@ from mtf_moe import hparams as hparams_lib
 from mtf_moe import knobs
 from mtf_moe import layer
 from mtf_moe import recomputation
-from mtf_moe.hparams import ChangeableHparams
+from mtf_moe.changeable_hparams import ChangeableHparams
 from mtf_moe.hparams import Level
 from mtf_moe.hparams import MoeHparams
 
@@ -294,7 +294,8 @@ class MoE2D(_Mixture):
   Args:
     expert_x: groups of experts, the first level.
     expert_y: experts in each group, the second level.
-    experts: as of `MoE1D`.
+    experts: the network inside the experts, a callable with the signature of
+      `mtf_moe.experts.feed_forward`.
 
   Raises:
     ValueError: if a value is not allowed.

@@ -13,7 +13,7 @@ from mesh_tensorflow.transformer import moe
 import pytest
 
 import mtf_moe
-from mtf_moe.hparams import ChangeableHparams
+from mtf_moe.changeable_hparams import ChangeableHparams
 from mtf_moe.hparams import Level
 from mtf_moe.hparams import MoeHparams
 
