@@ -5,19 +5,18 @@ import importlib.util
 import inspect
 import json
 import os
-import pathlib
 import re
-import shlex
 import subprocess
 import sys
 
 import mtf_moe
 from mtf_moe import hparams
 from scripts.site import parameters
+from tests import documented
 from tests import forked
 from tests.train import program
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = documented.ROOT
 
 
 def rows():
@@ -51,29 +50,6 @@ def test_the_readme_is_short():
   assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
-def blocks():
-  """(page, block) of all code in the documentation."""
-  for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md",
-               *sorted((ROOT / "docs").glob("*.md"))]:
-    for block in re.findall(r"```\w*\n(.*?)```", page.read_text(), re.DOTALL):
-      yield page.name, block
-
-
-def commands():
-  """The programs of ours that the pages run: (name, arguments), without ..."""
-  found = []
-  for _, block in blocks():
-    for line in block.replace("\\\n", " ").splitlines():
-      line = line.strip().removeprefix("$ ").partition(" #")[0]
-      match = re.match(r"(?:python -m|python|bash) (mtf_moe[\w.]*|scripts/\S+)",
-                       line)
-      if match:
-        found.append((match[1], [
-            argument for argument in shlex.split(line[match.end():])
-            if argument not in ("...", "$FLAGS")]))
-  return found
-
-
 def help_of(name):
   """What a program says of all its flags."""
   if name.startswith("mtf_moe"):
@@ -86,9 +62,9 @@ def help_of(name):
 
 def test_flags_of_commands_are_known():
   by_program = collections.defaultdict(set)
-  for name, arguments in commands():
-    by_program[name] |= {
-        argument[2:].partition("=")[0] for argument in arguments
+  for command in documented.commands():
+    by_program[command.program] |= {
+        argument[2:].partition("=")[0] for argument in command.arguments
         if argument.startswith("--") and argument != "--"}
   assert {"mtf_moe.train", "mtf_moe.plan", "mtf_moe.xla.export", "mtf_moe.xla",
           "mtf_moe.report", "scripts/study.py", "scripts/benchmark.py",
@@ -106,8 +82,9 @@ def test_flags_of_commands_are_known():
 
 def test_gin_files_of_commands_are_there():
   of_users = {"my_mixtures.gin", "models/t5.1.1.small.gin"}
-  files = {argument.partition("=")[2] for _, arguments in commands()
-           for argument in arguments if argument.startswith("--gin_file=")}
+  files = {argument.partition("=")[2] for command in documented.commands()
+           for argument in command.arguments
+           if argument.startswith("--gin_file=")}
   assert "models/lm_small.gin" in files
   for file in files - of_users:
     assert (ROOT / "configs" / file).exists(), file
@@ -115,8 +92,9 @@ def test_gin_files_of_commands_are_there():
 
 def test_gin_parameters_of_commands_are_known():
   parameters = sorted({
-      argument.partition("=")[2] for _, arguments in commands()
-      for argument in arguments if argument.startswith("--gin_param=")})
+      argument.partition("=")[2] for command in documented.commands()
+      for argument in command.arguments
+      if argument.startswith("--gin_param=")})
   assert len(parameters) > 5
   parse = ("import mtf_moe.train.__main__, gin, json, sys\n"
            "gin.parse_config(json.loads(sys.argv[1]))")
@@ -125,11 +103,9 @@ def test_gin_parameters_of_commands_are_known():
 
 
 def test_files_that_the_pages_name_are_there():
-  named = {path for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md",
-                             *(ROOT / "docs").glob("*.md")]
-           for path in re.findall(
-               r"(?:scripts|tests|constraints|configs|mtf_moe|docs)/[\w./-]+\w",
-               page.read_text())}
+  named = {path for page in documented.PAGES for path in re.findall(
+      r"(?:scripts|tests|constraints|configs|mtf_moe|docs)/[\w./-]+\w",
+      page.read_text())}
   assert len(named) > 20
   for path in named - {"mtf_moe/configs"}:  # As it is installed.
     assert (ROOT / path).exists(), path
@@ -148,12 +124,6 @@ def test_messages_under_trouble_are_those_of_the_code():
     assert message.removesuffix(" nan") in said, message
 
 
-def tutorials():
-  """The blocks of Python of the page, by their number."""
-  text = (ROOT / "docs" / "tutorials.md").read_text()
-  return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-
-
 def said_by(text, folder):
   """What a program in a file of its own prints."""
   path = folder / "tutorial.py"
@@ -166,21 +136,21 @@ def said_by(text, folder):
 
 
 def test_tutorial_of_the_layer(tmp_path):
-  lines = [line for line in tutorials()[0].splitlines() if line]
+  lines = [line for line in documented.tutorials()[0].splitlines() if line]
   assert len(lines) <= 31
-  first, *variables = said_by(tutorials()[0], tmp_path).splitlines()
+  first, *variables = said_by(documented.tutorials()[0], tmp_path).splitlines()
   assert first.startswith("(4, 8, 16) balancing loss 0.0")
   assert len(variables) == 4
 
 
 def test_tutorial_of_the_mesh(tmp_path):
-  difference = said_by(tutorials()[1], tmp_path).rpartition(":")[2]
+  difference = said_by(documented.tutorials()[1], tmp_path).rpartition(":")[2]
   assert float(difference) < 1e-4  # Of outputs of some 100.
 
 
 def test_tutorial_of_a_group(tmp_path):
   """As the table of the page on the idea has it."""
-  assert said_by(tutorials()[2], tmp_path).splitlines() == [
+  assert said_by(documented.tutorials()[2], tmp_path).splitlines() == [
       "token 0 wants AB: A0 0.67", "token 1 wants AC: A1 0.67, C1 0.33",
       "token 2 wants AD: D1 0.33", "token 3 wants BC: B0 0.67",
       "token 4 wants BD: B1 0.67", "token 5 wants CA: C0 0.67",
@@ -188,9 +158,9 @@ def test_tutorial_of_a_group(tmp_path):
 
 
 def test_tutorial_of_a_router(tmp_path):
-  assert "'drawn'" in said_by(tutorials()[3], tmp_path)
+  assert "'drawn'" in said_by(documented.tutorials()[3], tmp_path)
   program.write_text(tmp_path)
-  (tmp_path / "my_routers.py").write_text(tutorials()[3])
+  (tmp_path / "my_routers.py").write_text(documented.tutorials()[3])
   arguments = program.program(
       tmp_path, "MoE2D.moe_gating = 'drawn'", "run.train_steps = 2")
   arguments["args"].append("--module_import=my_routers")
@@ -198,4 +168,4 @@ def test_tutorial_of_a_router(tmp_path):
 
 
 def test_all_tutorials_are_run():
-  assert len(tutorials()) == 4
+  assert len(documented.tutorials()) == 4
