@@ -90,16 +90,22 @@ def test_gin_files_of_commands_are_there():
     assert (ROOT / "configs" / file).exists(), file
 
 
-def test_gin_parameters_of_commands_are_known():
+def test_gin_of_the_pages_is_known():
   parameters = sorted({
       argument.partition("=")[2] for command in documented.commands()
       for argument in command.arguments
       if argument.startswith("--gin_param=")})
-  assert len(parameters) > 5
+  files = [block for _, language, block in documented.blocks()
+           if not language and re.match(
+               r"(import|include|[\w/]+\.\w+ =) ", block)]
+  assert len(parameters) > 5 and len(files) > 2
   parse = ("import mtf_moe.train.__main__, gin, json, sys\n"
-           "gin.parse_config(json.loads(sys.argv[1]))")
-  subprocess.run([sys.executable, "-c", parse, json.dumps(parameters)],
-                 check=True, cwd=ROOT)
+           "from mtf_moe.run import config_files\n"
+           "gin.add_config_file_search_path(config_files.directory())\n"
+           "for text in json.loads(sys.argv[1]): gin.parse_config(text)")
+  texts = json.dumps(["\n".join(parameters), *files])
+  subprocess.run(
+      [sys.executable, "-c", parse, texts], check=True, cwd=ROOT)
 
 
 def test_files_that_the_pages_name_are_there():

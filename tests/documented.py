@@ -27,16 +27,17 @@ class Command(NamedTuple):
 
 
 def blocks():
-  """(page, block) of all code."""
+  """(page, language, block) of all code."""
   for page in PAGES:
-    for block in re.findall(r"```\w*\n(.*?)```", page.read_text(), re.DOTALL):
-      yield page.name, block
+    for language, block in re.findall(
+        r"```(\w*)\n(.*?)```", page.read_text(), re.DOTALL):
+      yield page.name, language, block
 
 
 def commands():
   """A list of `Command`s."""
   found = []
-  for page, block in blocks():
+  for page, _, block in blocks():
     for line in block.replace("\\\n", " ").splitlines():
       match = re.match(
           r"\s*(?:\$ )?(?:python -m|python|bash) (mtf_moe[\w.]*|scripts/\S+)",
