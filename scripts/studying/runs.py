@@ -61,6 +61,8 @@ class Study:
     """Reads a file of TOML: `flags`, `seeds`, and the table `rows`.
 
     A row that begins with another one's models is in the table `begins`, too.
+    A file that is `like` another one has its flags ahead of its own, which may
+    be none, and its seeds, if it does not give others.
 
     Args:
       path: of the file.
@@ -69,11 +71,12 @@ class Study:
     Raises:
       ValueError: if something is missing in it, or unknown.
     """
-    try:
-      declared = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-      raise ValueError(f"{path} is no file of TOML ({error}).") from None
+    declared = _toml(path)
     begins = declared.pop("begins", {})
+    if like := declared.pop("like", None):
+      other = cls.read(path.parent / like)
+      declared.setdefault("seeds", other.seeds)
+      declared["flags"] = [*other.flags, *declared.get("flags", [])]
     needed = {"flags", "seeds", "rows"}
     if declared.keys() != needed:
       raise ValueError(
@@ -101,6 +104,13 @@ class Study:
     """All of them, each seed of all rows before the next one."""
     return [Run(row, seed, (*self.flags, *own), self.begins.get(row))
             for seed in self.seeds for row, own in self.rows.items()]
+
+
+def _toml(path):
+  try:
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+  except (OSError, tomllib.TOMLDecodeError) as error:
+    raise ValueError(f"{path} is no file of TOML ({error}).") from None
 
 
 def missing(study: Study, folder: pathlib.Path) -> list[Run]:

@@ -38,6 +38,22 @@ def test_runs_of_a_study(tmp_path):
   assert [run.name for run in study.runs()][:2] == ["one_1_x_1_1", "two_1"]
 
 
+def test_a_study_like_another(tmp_path):
+  declared(tmp_path)
+  path = tmp_path / "other.toml"
+  path.write_text('like = "study.toml"\n[rows]\nthree = ["--d"]\n')
+  assert [(run.row, run.seed, run.flags)
+          for run in runs.Study.read(path).runs()] == [
+              ("three", 1, ("--a", "--d")), ("three", 2, ("--a", "--d"))]
+  path.write_text('like = "study.toml"\nflags = ["--e"]\nseeds = [3]\n'
+                  '[rows]\nthree = []\n')
+  assert [(run.seed, run.flags) for run in runs.Study.read(path).runs()] == [
+      (3, ("--a", "--e"))]
+  path.write_text('like = "none.toml"\n[rows]\nthree = []\n')
+  with pytest.raises(ValueError, match=r"none\.toml is no file"):
+    runs.Study.read(path)
+
+
 def test_rows_that_begin_with_others(tmp_path):
   begins = '[begins]\ntwo = "one, 1 x 1"\n'
   study = runs.Study.read(declared(tmp_path, TOML + begins))
