@@ -88,10 +88,11 @@ class MoeHparams:
       "input_jitter".
     moe_switch_policy_eval: (level) the same at all other times, when inputs
       stay as they are.
-    moe_switch_dropout: (level) fraction of the router's inputs dropped.
+    moe_switch_dropout: (level) fraction of the router's inputs that the policy
+      "input_dropout" drops.
     moe_switch_temperature: (level) of the policy "sample".
-    moe_switch_jitter: (level) inputs are multiplied by numbers between one less
-      and one more than this.
+    moe_switch_jitter: (level) how far from 1 the numbers are, at most, by which
+      the policy "input_jitter" multiplies inputs.
     moe_ntlb_top_k: (level) how many experts a token of the router "ntlb" tries.
     moe_output_dim: the mtf.Dimension of the outputs, or None for the model's.
     moe_use_experts_attention: two outputs in place of one, the queries and the
@@ -104,26 +105,26 @@ class MoeHparams:
     moe_use_second_place_expert_prob: (level) with which probability a token of
       the Switch family may not use its likeliest expert while training, or None
       for never.
-    moe_use_second_place_expert_prob_temp: (level) the temperature at which it
-      draws another, or None for the next likeliest.
+    moe_use_second_place_expert_prob_temp: (level) the temperature at which such
+      a token draws another, or None for the next likeliest.
     moe_top_n_num_experts_per_token: (level) how many experts a token of the
       router "top_n" uses.
     moe_noisy_top_k: (level) how many experts a token of the router
-      "noisy_top_k" uses. Capacities are for one. With 1, weights are 1, and it
-      learns by losses only.
-    moe_noisy_loss: (level) among which experts its losses are: those of each
-      router ("level"); all of the level, by what comes from the levels above
-      ("hierarchical": Shazeer et al. 2017, equations 13 and 14, who have that
-      at the last level and "none" above); or "none" of them.
+      "noisy_top_k" uses. Capacities are for one, so that factors are as many
+      times larger. With 1, weights are 1, and it learns by losses only.
+    moe_noisy_loss: (level) among which experts the losses of "noisy_top_k" are:
+      each router's ("level"); all of the level, by what comes from the levels
+      above ("hierarchical": Shazeer et al. 2017, equations 13 and 14, who have
+      that at the last level and "none" above); or "none" of them.
     moe_sigmoid_top_k: (level) how many experts a token of the router
       "sigmoid_top_k" uses. Capacities are for one.
-    moe_sigmoid_bias_rate: (level) by how much it moves the bias of an expert in
-      a step, which may change in a run; 0 has a balancing loss instead.
+    moe_sigmoid_bias_rate: (level) by how much "sigmoid_top_k" moves the bias of
+      an expert in a step, which may change in a run; 0 has a balancing loss.
     moe_hash_seed: (level) which hash the router "hash" uses.
     moe_limited_num_groups: (level) into how many groups the router
       "group_limited" puts the experts of a level.
-    moe_limited_top_groups: (level) how many of these groups a token may use.
-    moe_limited_top_k: (level) how many experts a token uses in them.
+    moe_limited_top_groups: (level) how many of these a token may use.
+    moe_limited_top_k: (level) how many experts a token of "group_limited" uses.
     moe_importance_below: (level) what a choice counts at the next level: by its
       "weight" as mesh_tensorflow's top-2 router has it, in full above 0.5, else
       half; by the "choice", in full if it is the token's first, else half; or
@@ -142,14 +143,15 @@ class MoeHparams:
       dimension, `shared_hidden`.
     moe_dispatch: how tokens move, with the same result: by "einsum", products
       with zeros and ones, as matrix units like it, at a cost that grows with
-      the group; or by "index", which copies rows and suits CPUs and GPUs.
+      the group; or by "index", which copies rows and suits CPUs and GPUs, and
+      which the gin files of their meshes choose.
     moe_summaries: record loads, losses and lost tokens while training, for
       TensorBoard.
     moe_dropless_eval: outside of training, give every expert, at all levels, as
       many slots as the group has tokens, whatever the capacity factors: no
       token is dropped. What a model loses by its capacities is the difference.
       Routers in which experts choose keep their capacities.
-    moe_dropless_inference: the same where the model scores, samples, searches
+    moe_dropless_inference: drop none where the model scores, samples, searches
       with beams or is exported: what comes out for one sequence then does not
       depend on the others in its batch. The experts compute as many slots as
       there are tokens, each of them, at all levels; False has the capacities

@@ -292,8 +292,9 @@ class MoE2D(_Mixture):
   `MoE1D`.
 
   Args:
-    expert_x: groups of experts, the first level.
-    expert_y: experts in each group, the second level.
+    expert_x: groups of experts, the first level; a multiple of the mesh axis
+      that they are split over.
+    expert_y: experts in each group, the second level; likewise.
     experts: the network inside the experts, a callable with the signature of
       `mtf_moe.experts.feed_forward`.
 

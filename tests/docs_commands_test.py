@@ -51,6 +51,13 @@ def run(folder, program, *arguments):
   return result.stdout
 
 
+def test_there_are_some():
+  assert any(command.shown for command in runnable())
+  assert {command.page for command in runnable()} >= {
+      "planning.md", "surgery.md", "tpu.md", "training.md", "tutorials.md",
+      "watching.md"}
+
+
 def test_they_run(folder):
   for command in runnable():
     if command.program != "mtf_moe.plan":

@@ -38,17 +38,19 @@ def commands():
   """A list of `Command`s."""
   found = []
   for page, _, block in blocks():
+    command = None
     for line in block.replace("\\\n", " ").splitlines():
       match = re.match(
           r"\s*(?:\$ )?(?:python -m|python|bash) (mtf_moe[\w.]*|scripts/\S+)",
           line)
       if match:
         arguments = shlex.split(line[match.end():].partition(" #")[0])
-        found.append(Command(page, match[1], [
+        command = Command(page, match[1], [
             argument for argument in arguments
-            if argument not in ("...", "$FLAGS")], []))
-      elif found and block.startswith("$ ") and line not in ("", "..."):
-        found[-1].shown.append(line.strip())
+            if argument not in ("...", "$FLAGS")], [])
+        found.append(command)
+      elif command and block.startswith("$ ") and line not in ("", "..."):
+        command.shown.append(line.strip())
   return found
 
 

@@ -74,15 +74,19 @@ class Study:
     declared = _toml(path)
     begins = declared.pop("begins", {})
     if like := declared.pop("like", None):
-      other = cls.read(path.parent / like)
-      declared.setdefault("seeds", other.seeds)
-      declared["flags"] = [*other.flags, *declared.get("flags", [])]
+      other = _toml(path.parent / like)
+      if not {"flags", "seeds"} <= other.keys():
+        raise ValueError(
+            f"{path} is like {like}, which has no flags and seeds of its own.")
+      declared.setdefault("seeds", other["seeds"])
+      declared["flags"] = [*other["flags"], *declared.get("flags", [])]
     needed = {"flags", "seeds", "rows"}
     if declared.keys() != needed:
       raise ValueError(
           f"{path} has {sorted(declared)}, and has to have {sorted(needed)}: "
-          "flags of mtf_moe.train for all rows, a list of seeds, and a table "
-          "of rows with the flags of each.")
+          "flags of mtf_moe.train for all rows, a list of seeds (or another "
+          "file with both that it is like), and a table of rows with the flags "
+          "of each.")
     if not (declared["seeds"] and declared["rows"]):
       raise ValueError(f"{path} declares no run: give seeds and rows.")
     order = list(declared["rows"])

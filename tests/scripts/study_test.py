@@ -49,6 +49,9 @@ def test_a_study_like_another(tmp_path):
                   '[rows]\nthree = []\n')
   assert [(run.seed, run.flags) for run in runs.Study.read(path).runs()] == [
       (3, ("--a", "--e"))]
+  path.write_text('like = "other.toml"\n[rows]\nthree = []\n')
+  with pytest.raises(ValueError, match="no flags and seeds of its own"):
+    runs.Study.read(path)
   path.write_text('like = "none.toml"\n[rows]\nthree = []\n')
   with pytest.raises(ValueError, match=r"none\.toml is no file"):
     runs.Study.read(path)
