@@ -91,19 +91,19 @@ def test_gin_files_of_commands_are_there():
 
 
 def test_gin_of_the_pages_is_known():
-  parameters = sorted({
+  bindings = sorted({
       argument.partition("=")[2] for command in documented.commands()
       for argument in command.arguments
       if argument.startswith("--gin_param=")})
   files = [block for _, language, block in documented.blocks()
            if not language and re.match(
                r"(import|include|[\w/]+\.\w+ =) ", block)]
-  assert len(parameters) > 5 and len(files) > 2
+  assert len(bindings) > 5 and len(files) > 2
   parse = ("import mtf_moe.train.__main__, gin, json, sys\n"
            "from mtf_moe.run import config_files\n"
            "gin.add_config_file_search_path(config_files.directory())\n"
            "for text in json.loads(sys.argv[1]): gin.parse_config(text)")
-  texts = json.dumps(["\n".join(parameters), *files])
+  texts = json.dumps(["\n".join(bindings), *files])
   subprocess.run(
       [sys.executable, "-c", parse, texts], check=True, cwd=ROOT)
 

@@ -54,7 +54,12 @@ def commands():
   return found
 
 
+def python_of(page):
+  """The blocks of Python of a page, by their number."""
+  return [block for name, language, block in blocks()
+          if (name, language) == (page, "python")]
+
+
 def tutorials():
-  """The blocks of Python of the page of tutorials, by their number."""
-  text = (ROOT / "docs" / "tutorials.md").read_text()
-  return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+  """Those of the page of tutorials."""
+  return python_of("tutorials.md")

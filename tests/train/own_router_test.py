@@ -1,18 +1,15 @@
 """The router that the README shows, in a file of one's own."""
 
-import pathlib
-import re
-
 import tensorflow.compat.v1 as tf
 
+from tests import documented
 from tests.train import program
 
 
 def readme_example():
   """The block of Python that registers a router."""
-  readme = (pathlib.Path(program.ROOT) / "README.md").read_text()
-  example, = (block for block in re.findall(
-      r"```python\n(.*?)```", readme, re.DOTALL) if "gating.register" in block)
+  example, = (block for block in documented.python_of("README.md")
+              if "gating.register" in block)
   return example
 
 
