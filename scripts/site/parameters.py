@@ -23,7 +23,7 @@ def _meanings(cls):
       r"^(Args|Attributes):\n", inspect.getdoc(cls), flags=re.MULTILINE)
   section, _, _ = section.partition("\n\n")
   entries = re.split(r"^  (\w+): ", section, flags=re.MULTILINE)[1:]
-  return {name.removeprefix("moe_"): " ".join(text.split())
+  return {name.removeprefix("moe_"): " ".join(text.split()).replace("|", r"\|")
           for name, text in zip(entries[::2], entries[1::2])}
 
 
