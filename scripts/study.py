@@ -15,8 +15,9 @@ line of my_study/results.jsonl, with what it came from and what it took, and
   python scripts/study.py report my_study --baseline='two levels, 4 x 4'
 
 makes a table and a plot of them: means, and differences paired by seed. With
---study=FILE, a folder may hold the results of several studies. It needs the
-extra "benchmark" of setup.py.
+--study=FILE, a folder may hold the results of several studies, and rows are
+compared with those that the file says. It needs the extra "benchmark" of
+setup.py.
 """
 
 import argparse
@@ -49,9 +50,11 @@ def _run(flags):
 def _report(flags):
   """Prints the table, and writes it beside the plot."""
   results = runs.read(flags.folder)
+  against = {}
   if flags.study:
-    rows = runs.Study.read(flags.study).rows
-    results = [result for row in rows for result in results
+    study = runs.Study.read(flags.study)
+    against = study.against
+    results = [result for row in study.rows for result in results
                if result["row"] == row]
   if not results:
     raise ValueError(f"{flags.folder} has no results"
@@ -63,13 +66,19 @@ def _report(flags):
   if name not in by_name:
     raise ValueError(
         f"--baseline={name} is no row: choose one of {', '.join(by_name)}.")
-  text = tables.table(found, by_name[name], flags.metric)
+  # A row that others are compared with is compared with none, and so is one
+  # whose other has no results.
+  wanted = {row: against.get(row, row if row in against.values() else name)
+            for row in by_name}
+  baselines = {row: by_name.get(other, by_name[row])
+               for row, other in wanted.items()}
+  text = tables.table(found, baselines, flags.metric)
   print(text)
   stem = re.sub(r"\W+", "_", flags.metric)
   if flags.study:
     stem = f"{flags.study.stem}_{stem}"
   (flags.folder / f"{stem}.md").write_text(text + "\n")
-  tables.plot(found, by_name[name], flags.metric, flags.folder / f"{stem}.png")
+  tables.plot(found, baselines, flags.metric, flags.folder / f"{stem}.png")
   return 0
 
 
@@ -84,7 +93,9 @@ def main(arguments=None):
                    help="of mtf_moe.train, for all runs")
   report = commands.add_parser("report", help="make tables and plots")
   report.add_argument("folder", type=pathlib.Path)
-  report.add_argument("--baseline", help="a row; the first one if not given")
+  report.add_argument("--baseline", help=(
+      "a row, for those that the study compares with no other; the first one "
+      "if not given"))
   report.add_argument("--study", type=pathlib.Path,
                       help="a file of TOML, for its rows only")
   report.add_argument("--metric", default="bits_per_byte")

@@ -49,18 +49,22 @@ class Study:
     seeds: integers.
     rows: by name, the flags that make the row what it is.
     begins: by name, the row before it whose models it begins with.
+    against: by name, the row that a report compares it with, if not with the
+      one that all are compared with.
   """
 
   flags: tuple[str, ...]
   seeds: tuple[int, ...]
   rows: Mapping[str, tuple[str, ...]]
   begins: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  against: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @classmethod
   def read(cls, path: pathlib.Path, flags: Sequence[str] = ()) -> "Study":
     """Reads a file of TOML: `flags`, `seeds`, and the table `rows`.
 
-    A row that begins with another one's models is in the table `begins`, too.
+    A row that begins with another one's models is in the table `begins`, too,
+    and one that is to be compared with another in the table `against`.
     A file that is `like` another one has its flags ahead of its own, which may
     be none, and its seeds, if it does not give others.
 
@@ -73,6 +77,7 @@ class Study:
     """
     declared = _toml(path)
     begins = declared.pop("begins", {})
+    against = declared.pop("against", {})
     if like := declared.pop("like", None):
       other = _toml(path.parent / like)
       if not {"flags", "seeds"} <= other.keys():
@@ -95,8 +100,13 @@ class Study:
         raise ValueError(
             f"{path} has {row!r} begin with {before!r}: name two of its rows, "
             "the second of which stands above the first.")
-    study = cls((*declared["flags"], *flags), tuple(declared["seeds"]), {
-        row: tuple(own) for row, own in declared["rows"].items()}, begins)
+    for row, other in against.items():
+      if not {row, other} <= set(order):
+        raise ValueError(f"{path} has {row!r} against {other!r}: name two of "
+                         "its rows.")
+    rows = {row: tuple(own) for row, own in declared["rows"].items()}
+    study = cls((*declared["flags"], *flags), tuple(declared["seeds"]), rows,
+                begins, against)
     names = [run.name for run in study.runs()]
     if len(set(names)) < len(names):
       raise ValueError(

@@ -109,42 +109,62 @@ def _mean(values):
   return None if None in values else statistics.fmean(values)
 
 
-def table(found: Sequence[Row], baseline: Row, metric: str) -> str:
-  """Rows with their means, and how far they are from the baseline's."""
+def table(found: Sequence[Row], baselines: Mapping[str, Row],
+          metric: str) -> str:
+  """Rows with their means, and how far they are from those of others.
+
+  Args:
+    found: the rows.
+    baselines: by the name of each row, the one that it is compared with, which
+      may be itself.
+    metric: what it is that they have found.
+  """
   def number(value, form):
     return "" if value is None or math.isnan(value) else format(value, form)
 
   lines = []
   for row in found:
+    baseline = baselines[row.name]
     mean, half = row.difference(baseline)
     lines.append([
         row.name, len(row.values), f"{row.mean:.4f}",
         number(row.deviation, ".4f"),
-        "" if row is baseline else number(mean, "+.4f"),
-        "" if row is baseline else number(half, ".4f"),
+        *(["", "", ""] if row is baseline else
+          [number(mean, "+.4f"), number(half, ".4f"), baseline.name]),
         *(number(value, ",.4g") for value in row.beside.values())])
   return tabulate.tabulate(lines, headers=[
-      "", "seeds", metric, "deviation", f"from {baseline.name!r}",
-      f"+- ({CONFIDENCE:.0%})", *(baseline.beside)], tablefmt="github",
-                           disable_numparse=True)
+      "", "seeds", metric, "deviation", "difference", f"+- ({CONFIDENCE:.0%})",
+      "from", *found[0].beside], tablefmt="github", disable_numparse=True)
 
 
-def plot(found: Sequence[Row], baseline: Row, metric: str,
+def plot(found: Sequence[Row], baselines: Mapping[str, Row], metric: str,
          path: pathlib.Path):
-  """Differences from the baseline: a dot a seed, and the interval of the mean.
+  """Differences: a dot a seed, and the interval of the mean.
+
+  Args:
+    found: the rows.
+    baselines: as for `table`.
+    metric: likewise.
+    path: of the picture. One where no row is compared with another is empty.
   """
-  drawing = figure.Figure(figsize=(7, 1 + 0.4 * len(found)),
+  compared = [row for row in found if row is not baselines[row.name]]
+  names = {baselines[row.name].name for row in compared}
+  drawing = figure.Figure(figsize=(7, 1 + 0.4 * len(compared)),
                           layout="constrained")
   axes = drawing.subplots()
-  for place, row in enumerate(found):
+  for place, row in enumerate(compared):
+    baseline = baselines[row.name]
     pairs = row.differences(baseline)
     axes.plot(pairs, [place] * len(pairs), "o", color="tab:blue", alpha=0.5)
     mean, half = row.difference(baseline)
     axes.errorbar(mean, place, xerr=0.0 if math.isnan(half) else half,
                   fmt="|", color="black", capsize=4, markersize=12)
   axes.axvline(0.0, color="gray", linewidth=0.8)
-  axes.set_yticks(range(len(found)), [row.name for row in found])
+  axes.set_yticks(range(len(compared)), [
+      row.name if len(names) == 1 else
+      f"{row.name}\nfrom {baselines[row.name].name}" for row in compared])
   axes.invert_yaxis()
-  axes.set_xlabel(f"{metric.replace('_', ' ')}: difference from\n"
-                  f"{baseline.name}, paired by seed")
+  axes.set_xlabel(f"{metric.replace('_', ' ')}: difference"
+                  f"{f' from {min(names)}' if len(names) == 1 else ''}\n"
+                  "paired by seed")
   drawing.savefig(path, dpi=120)

@@ -126,9 +126,10 @@ def test_report(tmp_path, capsys):
       ["report", str(tmp_path), "--beside", "training.cpu_seconds"]) == 0
   *_, base, better = capsys.readouterr().out.splitlines()
   cells = [cell.strip() for cell in better.strip("|").split("|")]
-  assert cells == ["better", "3", "3.5000", "1.0000", "-0.5000", "0.0000", ""]
+  assert cells == ["better", "3", "3.5000", "1.0000", "-0.5000", "0.0000",
+                   "base", ""]
   cells = [cell.strip() for cell in base.strip("|").split("|")]
-  assert cells == ["base", "3", "4.0000", "1.0000", "", "", "200"]
+  assert cells == ["base", "3", "4.0000", "1.0000", "", "", "", "200"]
   assert image.imread(tmp_path / "bits_per_byte.png").shape[1] > 100
 
 
@@ -147,6 +148,26 @@ def test_a_report_of_one_study_among_several(tmp_path, capsys):
   assert [(row, mean, beside) for row, _, mean, *_, beside in lines[2:]] == [
       ("one, 1 x 1", "1.5000", "3"), ("two", "1.5000", "3")]
   assert (tmp_path / "study_training_records_a_b.png").exists()
+
+
+def test_rows_against_others(tmp_path, capsys):
+  """b1 from a1 and b2 from a2, both by 1; others from the first row."""
+  path = declared(tmp_path, (
+      "flags = []\nseeds = [1]\n[rows]\na1 = []\nb1 = []\na2 = []\nb2 = []\n"
+      "c = []\nd = []\n[against]\nb2 = 'a2'\nd = 'later'\n"))
+  with pytest.raises(ValueError, match="'d' against 'later'"):
+    runs.Study.read(path)
+  path.write_text(path.read_text().replace("d = []", "d = []\nlater = []"))
+  for row, value in (("a1", 1), ("b1", 2), ("a2", 5), ("b2", 6), ("c", 4),
+                     ("d", 7)):
+    keep(tmp_path, row, 1, float(value))
+  assert study_script.main(["report", str(tmp_path), f"--study={path}"]) == 0
+  lines = [[cell.strip() for cell in line.strip("|").split("|")]
+           for line in capsys.readouterr().out.splitlines()[2:]]
+  assert [(row, difference, other)
+          for row, _, _, _, difference, _, other in lines] == [
+              ("a1", "", ""), ("b1", "+1.0000", "a1"), ("a2", "", ""),
+              ("b2", "+1.0000", "a2"), ("c", "+3.0000", "a1"), ("d", "", "")]
 
 
 @pytest.mark.parametrize("flags, said", [
