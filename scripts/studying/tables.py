@@ -149,7 +149,7 @@ def plot(found: Sequence[Row], baselines: Mapping[str, Row], metric: str,
   """
   compared = [row for row in found if row is not baselines[row.name]]
   names = {baselines[row.name].name for row in compared}
-  drawing = figure.Figure(figsize=(7, 1 + 0.4 * len(compared)),
+  drawing = figure.Figure(figsize=(7, 1.2 + 0.4 * len(compared)),
                           layout="constrained")
   axes = drawing.subplots()
   for place, row in enumerate(compared):
@@ -163,7 +163,7 @@ def plot(found: Sequence[Row], baselines: Mapping[str, Row], metric: str,
   axes.set_yticks(range(len(compared)), [
       row.name if len(names) == 1 else
       f"{row.name}\nfrom {baselines[row.name].name}" for row in compared])
-  axes.invert_yaxis()
+  axes.set_ylim(len(compared) - 0.5, -0.5)
   axes.set_xlabel(f"{metric.replace('_', ' ')}: difference"
                   f"{f' from {min(names)}' if len(names) == 1 else ''}\n"
                   "paired by seed")
