@@ -57,10 +57,11 @@ class MoeHparams:
       divide the tokens of a slice of the mesh. A router fills the experts'
       buffers group by group.
     moe_capacity_factor_train: (level) slots an expert has in a group, relative
-      to an even share of the group's tokens, at the first level while training.
+      to an even share of the group's tokens, while training: at the first level
+      or, of a Level, at that one.
     moe_capacity_factor_eval: (level) the same at all other times.
-    moe_capacity_factor_second_level: the same at all levels but the first,
-      always.
+    moe_capacity_factor_second_level: the same at all levels but the first that
+      are no Level, always.
     moe_use_second_place_loss: (level) also balance the second choices, at half
       the weight.
     moe_second_policy_train: (level) which tokens use their second choice while

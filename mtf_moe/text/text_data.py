@@ -57,11 +57,11 @@ def text_dataset(sequence_length, vocabulary, dataset_split, files=None,
 
   Returns:
     A finite tf.data.Dataset of {"targets": int32 [sequence_length],
-    "targets_segmentation": int32 [sequence_length]}. The last window is padded
-    with zeros. The segmentation is 1 on tokens and 0 on padding: it is how a
-    layer of mesh_tensorflow learns which positions are padding, which should
-    take no expert's capacity (and without it, mesh_tensorflow's own
-    mixture-of-experts layers with top-2 gating do not train).
+      "targets_segmentation": int32 [sequence_length]}. The last window is
+      padded with zeros. The segmentation is 1 on tokens and 0 on padding: it is
+      how a layer of mesh_tensorflow learns which positions are padding, which
+      should take no expert's capacity (and without it, mesh_tensorflow's own
+      mixture-of-experts layers with top-2 gating do not train).
 
   Raises:
     ValueError: an argument is not allowed; a part, or a file, is shorter than

@@ -56,9 +56,9 @@ class TextFiles:
       without importing it. Files are taken in the order of their sorted paths,
       each once; each is one document, in UTF-8.
     held_out: what is kept out of training. A string is a pattern, and the files
-      of `glob` that it matches are held out: one of file names, such as "20*",
+      of `glob` that it matches are held out: one of file names, such as `20*`,
       or, if it has a "/", one of paths as in `glob`, such as
-      "package:docutils/**/*.py". A list of strings is several patterns. A
+      `package:docutils/**/*.py`. A list of strings is several patterns. A
       number between 0 and 1 is a fraction: that much of the text, counted in
       characters, is held out from the end of the last file on. If this cuts a
       file, each of its pieces is a document of its part.
