@@ -14,13 +14,15 @@ _STEPS = "step {n_fmt} of {total_fmt}"
 _LINE = "{postfix}, {remaining} left"
 # What is cut off in a narrow terminal comes last.
 _BAR = ", {remaining} left{postfix}"
+_SPEED = "{speed}"  # In a text: where that of the line goes.
 
 
 class Progress:
   """A bar in a terminal, and lines in the log file; or lines in a pipe."""
 
   def __init__(self, total: int, initial: int = 0,
-               seconds_per_line: float = 10.0, steps: str = _STEPS):
+               seconds_per_line: float = 10.0, steps: str = _STEPS,
+               tokens_per_step: int = 0):
     """Starts the clock.
 
     Args:
@@ -28,23 +30,21 @@ class Progress:
       initial: the steps that are done.
       seconds_per_line: the time between two lines.
       steps: how many steps are done, as tqdm formats it.
+      tokens_per_step: for the speed, which is in tokens.
     """
     def lines(write):
-      return tqdm.tqdm(
-          total=total, initial=initial, bar_format=steps + _LINE, miniters=1,
+      return _Bar(
+          tokens_per_step, total=total, initial=initial,
+          bar_format=steps + _LINE, miniters=1,
           mininterval=seconds_per_line, file=_Lines(write),
           position=0,  # However many bars there are.
           delay=1e-9)  # No line before the first step.
 
     if sys.stdout.isatty():
-      self._bars = [_live_bar(total, initial, steps), lines(console.note)]
+      self._bars = [_live_bar(tokens_per_step, total, initial, steps),
+                    lines(console.note)]
     else:
       self._bars = [lines(console.say)]
-
-  @property
-  def steps_per_second(self) -> float | None:
-    """Known from the second line on."""
-    return self._bars[0].format_dict["rate"]
 
   def show(self, step: int, text: str = ""):
     """Shows that so many steps are done, and a text, where it is time to."""
@@ -58,12 +58,32 @@ class Progress:
       bar.close()
 
 
-def _live_bar(total, initial, steps):
+class _Bar(tqdm.tqdm):
+  """Its text can have the speed, that which the time left is taken from."""
+
+  def __init__(self, tokens_per_step, **kwargs):
+    self._tokens_per_step = tokens_per_step
+    super().__init__(**kwargs)
+
+  @property
+  def format_dict(self):
+    found = super().format_dict
+    rate = found["rate"]
+    if rate is None and found["elapsed"]:  # Of the whole, as tqdm has it then.
+      rate = (found["n"] - found["initial"]) / found["elapsed"]
+    speed = (rate or 0.0) * self._tokens_per_step
+    found["postfix"] = (found["postfix"] or "").replace(
+        _SPEED, f", {speed:,.0f} tokens/s" if speed else "")
+    return found
+
+
+def _live_bar(tokens_per_step, total, initial, steps):
   size = {"dynamic_ncols": True}
   if not os.get_terminal_size(sys.stdout.fileno()).columns:
     size = {"ncols": 100, "nrows": 25}  # Not every terminal knows its size.
-  return tqdm.tqdm(
-      total=total, initial=initial, miniters=1, mininterval=0.5,
+  return _Bar(
+      tokens_per_step, total=total, initial=initial, miniters=1,
+      mininterval=0.5,
       bar_format="{percentage:3.0f}% {bar:10} " + steps + _BAR,
       file=sys.stdout, **size)
 
@@ -119,7 +139,8 @@ class TrainingProgress:
     elif first_step:
       console.say(f"resuming at step {first_step:,}")
     self._progress = Progress(
-        self._total_steps, first_step, self._seconds_per_line)
+        self._total_steps, first_step, self._seconds_per_line,
+        tokens_per_step=self._tokens_per_step)
 
   def show_balance(self, records: Mapping[str, float]):
     """Takes note of what was recorded of a step, by tag."""
@@ -132,12 +153,7 @@ class TrainingProgress:
     """Shows a step, where it is time to."""
     if self._progress is None:
       return
-    shown = f"loss {loss:.3f}"
-    steps_per_second = self._progress.steps_per_second
-    if steps_per_second:
-      tokens_per_second = steps_per_second * self._tokens_per_step
-      shown += f", {tokens_per_second:,.0f} tokens/s"
-    self._progress.show(step, shown + self._balance)
+    self._progress.show(step, f"loss {loss:.3f}{_SPEED}{self._balance}")
 
   def close(self):
     """Shows the last state, also where training ended by an error."""

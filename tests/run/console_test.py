@@ -6,6 +6,7 @@ import pty
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -67,6 +68,25 @@ def test_plain_lines(capsys):
     shown.close()
   assert re.fullmatch(
       r"step 40 of 100, loss 2\.000, \d\d:\d\d left\n", capsys.readouterr().out)
+
+
+def test_speed_and_time_left_agree(capsys):
+  with console.opened():
+    shown = progress.TrainingProgress(
+        1000, tokens_per_step=2048, seconds_per_line=0.1)
+    shown.begin(0)
+    for step, seconds in enumerate([0.5, 0.2], 1):  # From slow to quick.
+      time.sleep(seconds)
+      shown.observe(step, 2.0)
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 2
+  for step, line in enumerate(lines, 1):
+    speed, minutes, seconds = re.fullmatch(
+        rf"step {step} of 1000, loss 2\.000, ([\d,]+) tokens/s, "
+        r"(\d\d):(\d\d) left", line).groups()
+    steps_left = int(speed.replace(",", "")) * (
+        int(minutes) * 60 + int(seconds)) / 2048
+    assert steps_left == pytest.approx(1000 - step, rel=0.02)
 
 
 def in_terminal(args, **kwargs):
