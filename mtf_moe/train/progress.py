@@ -63,18 +63,22 @@ class _Bar(tqdm.tqdm):
 
   def __init__(self, tokens_per_step, **kwargs):
     self._tokens_per_step = tokens_per_step
+    self._rate = None
     super().__init__(**kwargs)
 
   @property
   def format_dict(self):
     found = super().format_dict
-    rate = found["rate"]
-    if rate is None and found["elapsed"]:  # Of the whole, as tqdm has it then.
-      rate = (found["n"] - found["initial"]) / found["elapsed"]
-    speed = (rate or 0.0) * self._tokens_per_step
-    found["postfix"] = (found["postfix"] or "").replace(
-        _SPEED, f", {speed:,.0f} tokens/s" if speed else "")
-    return found
+    # When it is closed, tqdm forgets the rate, and would tell the last step
+    # again with another.
+    self._rate = found["rate"] or self._rate
+    if not self._rate and found["elapsed"]:  # That of the whole.
+      self._rate = (found["n"] - found["initial"]) / found["elapsed"] or None
+    speed = (self._rate or 0.0) * self._tokens_per_step
+    return {
+        **found, "rate": self._rate,
+        "postfix": (found["postfix"] or "").replace(
+            _SPEED, f", {speed:,.0f} tokens/s" if speed else "")}
 
 
 def _live_bar(tokens_per_step, total, initial, steps):
