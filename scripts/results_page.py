@@ -12,7 +12,6 @@ import dataclasses
 import math
 import pathlib
 import re
-import statistics
 
 from studying import runs
 from studying import tables
@@ -85,23 +84,14 @@ def of_study(name):
   """
   shown = TABLES[name]
   study = runs.Study.read(ROOT / "scripts" / "studies" / f"{name}.toml")
-  results = runs.read(RESULTS)
-  by_row = {row: {result["seed"]: numbers(result) for result in results
-                  if result["row"] == row} for row in study.rows}
-  by_row = {row: by_seed for row, by_seed in by_row.items() if by_seed}
-  against = {row: study.against.get(
-      row, row if row in study.against.values() else shown.baseline)
-             for row in by_row}
-  return {metric: {row: tables.Row(
-      row, {seed: found[metric] for seed, found in sorted(by_seed.items())},
-      {column: _mean(by_seed, column) for column in shown.beside})
-                   for row, by_seed in by_row.items()}
-          for metric in shown.metrics}, against
-
-
-def _mean(by_seed, column):
-  values = [found.get(column) for found in by_seed.values()]
-  return None if None in values else statistics.fmean(values)
+  kept = runs.read(RESULTS)
+  results = [{"row": row, "seed": result["seed"], **numbers(result)}
+             for row in study.rows for result in kept if result["row"] == row]
+  found = {metric: {row.name: row
+                    for row in tables.rows(results, metric, shown.beside)}
+           for metric in shown.metrics}
+  return found, {row: study.baseline(row, shown.baseline)
+                 for row in found[LATER]}
 
 
 def table(name):

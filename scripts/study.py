@@ -50,10 +50,9 @@ def _run(flags):
 def _report(flags):
   """Prints the table, and writes it beside the plot."""
   results = runs.read(flags.folder)
-  against = {}
+  study = None
   if flags.study:
     study = runs.Study.read(flags.study)
-    against = study.against
     results = [result for row in study.rows for result in results
                if result["row"] == row]
   if not results:
@@ -66,10 +65,9 @@ def _report(flags):
   if name not in by_name:
     raise ValueError(
         f"--baseline={name} is no row: choose one of {', '.join(by_name)}.")
-  # A row that others are compared with is compared with none, and so is one
-  # whose other has no results.
-  wanted = {row: against.get(row, row if row in against.values() else name)
+  wanted = {row: study.baseline(row, name) if study else name
             for row in by_name}
+  # One whose other has no results is compared with none.
   baselines = {row: by_name.get(other, by_name[row])
                for row, other in wanted.items()}
   text = tables.table(found, baselines, flags.metric)

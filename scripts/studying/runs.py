@@ -114,6 +114,17 @@ class Study:
           "differ in letters or digits.")
     return study
 
+  def baseline(self, row: str, default: str) -> str:
+    """The row that one is compared with.
+
+    Args:
+      row: its name. One that others are compared with is compared with none,
+        that is, with itself.
+      default: what rows are compared with for which the study has no other.
+    """
+    itself = row in self.against.values()
+    return self.against.get(row, row if itself else default)
+
   def runs(self) -> list[Run]:
     """All of them, each seed of all rows before the next one."""
     return [Run(row, seed, (*self.flags, *own), self.begins.get(row))
