@@ -15,4 +15,5 @@ import importlib.util
 if importlib.util.find_spec("jax") is None:
   raise ImportError(
       "mtf_moe.xla needs JAX, which is not installed: pip install "
-      '"mtf_moe[xla]", with Python 3.12 or a later one.')
+      '"mtf_moe[xla]", with Python 3.12 or a later one.',
+      name=__name__)  # By which `python -m` knows to say it in one line.

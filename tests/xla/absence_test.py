@@ -25,3 +25,17 @@ def test_it_is_said(module):
   assert result.returncode == 1
   *_, said = result.stderr.strip().splitlines()
   assert said.startswith("ImportError: mtf_moe.xla needs JAX")
+
+
+@pytest.mark.parametrize("program", ["mtf_moe.xla", "mtf_moe.xla.export"])
+def test_a_program_says_it_in_one_line(program, tmp_path):
+  # What Python imports at its start.
+  (tmp_path / "sitecustomize.py").write_text(
+      "import sys\nsys.modules['jax'] = None\n")
+  result = subprocess.run(
+      [sys.executable, "-m", program, "--help"],
+      env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), ROOT])},
+      capture_output=True, text=True, check=False)
+  assert result.returncode == 1
+  said, = result.stderr.strip().splitlines()
+  assert "mtf_moe.xla needs JAX, which is not installed: pip install" in said
