@@ -128,10 +128,10 @@ class MoeHparams:
     moe_limited_top_k: (level) how many experts a token of "group_limited" uses.
     moe_importance_below: (level) what a choice counts at the next level: by its
       "weight" as mesh_tensorflow's top-2 router has it, in full above 0.5, else
-      half (with other routers than "top_2" that is "choice"); by the "choice", in
-      full if it is the token's first, else half; or always in "full", when two
-      levels of "top_2" give a token up to four experts, as in Shazeer et al.
-      2017. Where experts choose, what they take counts in full.
+      half (with other routers than "top_2" that is "choice"); by the "choice",
+      in full if it is the token's first, else half; or always in "full", when
+      two levels of "top_2" give a token up to four experts, as in Shazeer et
+      al. 2017. Where experts choose, what they take counts in full.
     moe_balance_over_used: (level) take the means of the balancing loss over the
       tokens that count, and not over all slots of a group, as mesh_tensorflow
       does: then padding and empty slots make the loss no smaller.
