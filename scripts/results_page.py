@@ -4,8 +4,9 @@
 
 A line such as <!-- study: capacity --> of the page has the table of
 scripts/studies/capacity.toml behind it, which is made from
-docs/results/quick_start/results.jsonl, and its picture is
-docs/results/capacity.png. It needs the extra "benchmark" of setup.py.
+docs/results/quick_start/results.jsonl (that of rate_0_04 from a folder of its
+own), and its picture is docs/results/capacity.png. It needs the extra
+"benchmark" of setup.py.
 """
 
 import dataclasses
@@ -38,22 +39,26 @@ class Table:
     baseline: the row that others are compared with, where the study names none.
     beside: columns that are not compared.
     metrics: columns that are.
+    results: the study folder that has them.
   """
 
   baseline: str
   beside: tuple[str, ...]
   metrics: tuple[str, ...] = (NEW_TEXT, LATER)
+  results: pathlib.Path = RESULTS
 
 
 TABLES = {
-    "quick_start": Table(DENSE, (CPU,)),
-    "experts": Table(DENSE, (CPU,)),
+    "quick_start": Table(DENSE, (NO_EXPERT, CPU)),
+    "experts": Table(DENSE, (NO_EXPERT, CPU)),
     # Short runs have no 100 steps at their end, which new text is the mean of.
     "length": Table(DENSE, (CPU,), (LATER,)),
     "balance": Table(TWO_LEVELS, (NO_EXPERT, LEVEL_ONE, LEVEL_TWO)),
     "capacity": Table(TWO_LEVELS, (NO_EXPERT, CPU)),
     "routers": Table(TWO_LEVELS, (NO_EXPERT, LEVEL_ONE, LEVEL_TWO)),
     "settings": Table(TWO_LEVELS, ()),
+    "rate_0_04": Table(DENSE, (NO_EXPERT, CPU),
+                       results=PICTURES / "quick_start_rate_0_04"),
 }
 
 
@@ -84,7 +89,7 @@ def of_study(name):
   """
   shown = TABLES[name]
   study = runs.Study.read(ROOT / "scripts" / "studies" / f"{name}.toml")
-  kept = runs.read(RESULTS)
+  kept = runs.read(shown.results)
   results = [{"row": row, "seed": result["seed"], **numbers(result)}
              for row in study.rows for result in kept if result["row"] == row]
   found = {metric: {row.name: row
@@ -100,7 +105,7 @@ def table(name):
   shown = TABLES[name]
   columns = ["", "seeds"]
   for metric in shown.metrics:
-    columns += [metric, "difference", "+-"]
+    columns += [metric, "difference"]
   columns += shown.beside
   lines = [_line(columns), "|---" * len(columns) + "|"]
   for row, other in against.items():
@@ -108,14 +113,18 @@ def table(name):
     for metric in shown.metrics:
       form = SHOWN[metric]
       cells.append(format(found[metric][row].mean, form))
-      cells += ["", ""] if other == row else [
-          "" if math.isnan(value) else format(value, sign + form)
-          for sign, value in zip(
-              ("+", ""), found[metric][row].difference(found[metric][other]))]
+      cells.append("" if other == row else _with_error(
+          *found[metric][row].difference(found[metric][other]), form))
     cells += ["" if value is None else format(value, SHOWN[column])
               for column, value in found[LATER][row].beside.items()]
     lines.append(_line(cells))
   return lines
+
+
+def _with_error(mean, half, form):
+  """A difference, with the half of its interval if several seeds give one."""
+  error = "" if math.isnan(half) else f" +- {half:{form}}"
+  return f"{mean:+{form}}{error}"
 
 
 def _line(cells):

@@ -164,7 +164,9 @@ def plot(found: Sequence[Row], baselines: Mapping[str, Row], metric: str,
       row.name if len(names) == 1 else
       f"{row.name}\nfrom {baselines[row.name].name}" for row in compared])
   axes.set_ylim(len(compared) - 0.5, -0.5)
-  axes.set_xlabel(f"{metric.replace('_', ' ')}: difference"
-                  f"{f' from {min(names)}' if len(names) == 1 else ''}\n"
-                  "paired by seed")
+  axes.locator_params(axis="x", nbins=6)
+  label = f"{metric.replace('_', ' ')}: difference, paired by seed"
+  if len(names) == 1:
+    label += f",\nfrom {min(names)}"
+  axes.set_xlabel(label)
   drawing.savefig(path, dpi=120)

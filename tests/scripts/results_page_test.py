@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("scipy")
 
 import results_page
+from studying import runs
 
 
 def raw():
@@ -42,7 +43,7 @@ def test_a_row_by_hand():
            dense[seed]["training"]["loss"]) for seed in dense]
   line = next(line for line in results_page.table("quick_start")
               if line.startswith("| two levels, 4 x 4 |"))
-  _, _, seeds, new_text, new_gain, _, later, later_gain, half, cpu, _ = (
+  _, _, seeds, new_text, new_gain, later, later_gain, _, cpu, _ = (
       cell.strip() for cell in line.split("|"))
   assert seeds == "5"
   for pairs, digits, shown, shown_difference in (
@@ -50,9 +51,26 @@ def test_a_row_by_hand():
     mean = statistics.fmean(mixture for mixture, _ in pairs)
     difference = statistics.fmean(mixture - twin for mixture, twin in pairs)
     assert shown == f"{mean:.{digits}f}"
-    assert shown_difference == f"{difference:+.{digits}f}"
+    assert shown_difference.startswith(f"{difference:+.{digits}f} +- ")
   # Student's distribution with four degrees of freedom: 2.776 for 95%.
   deviation = statistics.stdev(mixture - twin for mixture, twin in bits)
-  assert float(half) == pytest.approx(2.776 * deviation / 5 ** 0.5, abs=1e-4)
+  half = float(later_gain.split()[-1])
+  assert half == pytest.approx(2.776 * deviation / 5 ** 0.5, abs=1e-4)
   assert cpu == format(statistics.fmean(
       found["training"]["cpu_seconds"] for found in two_levels.values()), ".0f")
+
+
+@pytest.mark.parametrize("name", [
+    name for name, shown in results_page.TABLES.items()
+    if shown.results == results_page.RESULTS])
+def test_results_are_of_the_flags_that_a_study_declares(name):
+  # Those of the other rate are of a quick start that had it without a flag.
+  study = runs.Study.read(
+      results_page.ROOT / "scripts" / "studies" / f"{name}.toml")
+  found = {(result["row"], result["seed"]): tuple(result["flags"])
+           for result in raw()}
+  compared = {run: found[run.row, run.seed] for run in study.runs()
+              if (run.row, run.seed) in found}
+  assert len(compared) > 5
+  for run, flags in compared.items():
+    assert run.flags == flags, run.name
